@@ -1,0 +1,350 @@
+"""One file of records: append, read at a place, scan, and no change ever after.
+
+A segment begins with a header of 32 bytes (all numbers little-endian):
+
+====== ===== ==============================================================
+offset bytes field
+====== ===== ==============================================================
+0      8     magic, ``KVSEGM`` and a line break (CR, LF)
+8      4     version of the format, 1
+12     8     number of the segment
+20     8     random bytes, so that no two segments are alike
+28     4     CRC-32 of the 28 bytes before it
+====== ===== ==============================================================
+
+and goes on with records, one behind the other, their sequence numbers rising. The
+header's checksum is also the seed of every record's checksum. So an old record that
+comes to light behind a torn write, because the file system gave this file a block of
+another, does not pass for one of ours (kura, a store in Java, met just this).
+
+It follows the segments of Bitcask (Sheehy and Smith, 2010) and of log-structured file
+systems (Rosenblum and Ousterhout, 1991). It leaves out blocks of fixed size, which let
+LevelDB's log skip over damage and start again at the next block; we pay with a slower
+search when a damaged file has to be salvaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
+
+from kvstore.errors import (
+    BadRecordError,
+    CorruptionError,
+    NewerFormatError,
+    WriteRefusedError,
+)
+from kvstore.filesystem import File, FileSystem
+from kvstore.record import (
+    CHECKSUM,
+    CONTINUED,
+    DELETE,
+    HEAD,
+    MAX_KEY_BYTES,
+    RESIDUE,
+    parse_head,
+)
+
+MAGIC = b"KVSEGM\r\n"
+VERSION = 1
+HEADER = Struct("<8sIQ8s")
+HEADER_BYTES = HEADER.size + CHECKSUM.size
+
+SEGMENT_NAME = re.compile(r"(\d{8}|[1-9]\d{8,})\.segment", re.ASCII)
+
+
+def segment_name(number: int) -> str:
+    """Return the file name of a segment: eight digits or more, so that names sort."""
+    return f"{number:08d}.segment"
+
+
+def segment_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the segments among some file names, rising."""
+    matches = [SEGMENT_NAME.fullmatch(name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+class Description(NamedTuple):
+    """What a finished segment looks like from outside, to tell whether this is the one."""
+
+    number: int
+    seed: int
+    length: int
+
+
+class Entry(NamedTuple):
+    """One record that a scan came past: all but its value."""
+
+    kind: int
+    sequence: int
+    key: bytes
+    offset: int
+    length: int
+
+    @property
+    def continued(self) -> bool:
+        """Say whether the batch of this record goes on behind it."""
+        return bool(self.kind & CONTINUED)
+
+    @property
+    def deletes(self) -> bool:
+        """Say whether this record is a tombstone."""
+        return self.kind & ~CONTINUED == DELETE
+
+
+MAP_STEP = 1 << 20  # how many bytes may follow the mapped part before it is mapped anew
+WINDOW_BYTES = 1 << 20  # how much of a file a scan holds in memory at a time
+LONGEST_START = HEAD.size + MAX_KEY_BYTES  # a record without its value
+
+
+class Segment:
+    """An open segment, numbered and seeded, `size` bytes long."""
+
+    __slots__ = (
+        "_file",
+        "_filesystem",
+        "_map",
+        "_pwrite",
+        "number",
+        "path",
+        "seed",
+        "size",
+    )
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        file: File,
+        path: str,
+        number: int,
+        seed: int,
+        size: int,
+    ) -> None:
+        self._filesystem = filesystem
+        self._pwrite = filesystem.pwrite
+        self._file = file
+        self._map = filesystem.map(file, size)
+        self.path = path
+        self.number = number
+        self.seed = seed
+        self.size = size
+
+    @classmethod
+    def create(cls, filesystem: FileSystem, directory: str, number: int) -> Segment:
+        """Make a new segment with nothing but a header, and make file and name durable."""
+        path = f"{directory}/{segment_name(number)}"
+        header = HEADER.pack(MAGIC, VERSION, number, filesystem.random_bytes(8))
+        seed = crc32(header)
+        file = filesystem.create(path)
+        try:
+            filesystem.write(file, header + CHECKSUM.pack(seed), 0)
+            filesystem.sync(file)
+            filesystem.sync_directory(directory)
+        except OSError:
+            filesystem.remove(path)
+            raise
+        return cls(filesystem, file, path, number, seed, HEADER_BYTES)
+
+    @classmethod
+    def open(
+        cls,
+        filesystem: FileSystem,
+        directory: str,
+        number: int,
+        *,
+        writable: bool = False,
+    ) -> Segment:
+        """Open a segment that exists, after a look at its header only."""
+        path = f"{directory}/{segment_name(number)}"
+        file = filesystem.open(path, writable=writable)
+        seed = check_header(path, filesystem.read(file, HEADER_BYTES, 0), number)
+        return cls(filesystem, file, path, number, seed, filesystem.size(file))
+
+    def append(self, raw: bytes) -> int:
+        """Write `raw` behind the last record, all of it or nothing; return its offset.
+
+        The bytes are in the kernel when this returns, and outlive the process. If they
+        can't all be written (a full disk, say) the file is cut back to what it was and
+        the system's error raised. Raises `WriteRefusedError` if even that fails.
+        """
+        offset = self.size
+        try:
+            written = self._pwrite(self._file.descriptor, raw, offset)
+            if written < len(raw):
+                self._filesystem.write(self._file, raw[written:], offset + written)
+        except BaseException as error:
+            self._cut_back(error)
+            raise
+        self.size = offset + len(raw)
+        return offset
+
+    def _cut_back(self, error: BaseException) -> None:
+        try:
+            self._filesystem.truncate(self._file, self.size)
+        except OSError:
+            raise WriteRefusedError(
+                f"{self.path}: an append failed ({error}) and could not be cut back to "
+                f"{self.size} bytes; close the store and open it again"
+            ) from error
+
+    def value(self, offset: int, length: int, key: bytes) -> bytes:
+        """Return the value of the record at `offset`, `length` bytes long, of this key.
+
+        Checks the checksum and the key at every read. Raises `CorruptionError`.
+        """
+        raw = self._map[offset : offset + length]
+        if len(raw) != length:
+            raw = self._read_unmapped(offset, length)
+        if crc32(raw, self.seed) != RESIDUE or not raw.startswith(key, HEAD.size):
+            raise self._damage(
+                offset, "the record is not the one that was written here"
+            )
+        return raw[HEAD.size + len(key) : -CHECKSUM.size]
+
+    def _read_unmapped(self, offset: int, length: int) -> bytes:
+        """Read a record that the map does not cover yet, and let the map grow in steps."""
+        if self.size - len(self._map) >= MAP_STEP:
+            present = min(self.size, self._filesystem.size(self._file))
+            self._map = self._filesystem.map(self._file, present)
+        return self._read(offset, length)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        data = self._filesystem.read(self._file, length, offset)
+        if len(data) != length:
+            raise self._damage(
+                offset + len(data),
+                f"the file ends here, and {self.size} bytes were expected",
+            )
+        return data
+
+    def _damage(self, offset: int, reason: str) -> CorruptionError:
+        return CorruptionError(self.path, offset, reason)
+
+    def scan(self, start: int = HEADER_BYTES) -> Iterator[Entry]:
+        """Yield every record from `start` to the end, each one checked.
+
+        Raises `CorruptionError` at the first bytes that are not a whole record, or a
+        record whose sequence number does not rise. Reads the file, not the map: a disk
+        that fails raises an `OSError` here. Holds 1 MiB at a time, however large the
+        values are.
+        """
+        offset, newest = start, -1
+        window, window_start = b"", start
+        while offset < self.size:
+            window_end = window_start + len(window)
+            if window_end < min(offset + LONGEST_START, self.size):
+                window = self._read(offset, min(WINDOW_BYTES, self.size - offset))
+                window_start = offset
+            entry = self._entry(window, offset - window_start, offset)
+            if entry.sequence <= newest:
+                raise self._damage(offset, "the sequence number does not rise")
+            yield entry
+            offset, newest = offset + entry.length, entry.sequence
+
+    def _entry(self, window: bytes, place: int, offset: int) -> Entry:
+        """Check the record at `place` in the window, which is `offset` in the file."""
+        try:
+            head = parse_head(window, place, self.size - offset)
+        except BadRecordError as error:
+            raise self._damage(offset, str(error)) from None
+        if self._checksum(window, place, offset, head.length) != RESIDUE:
+            raise self._damage(offset, "the checksum does not match the record")
+        key_start = place + HEAD.size
+        key = window[key_start : key_start + head.key_bytes]
+        return Entry(head.kind, head.sequence, key, offset, head.length)
+
+    def _checksum(self, window: bytes, place: int, offset: int, length: int) -> int:
+        """Return the CRC-32 of a record, read piece by piece if the window is too short."""
+        checksum = crc32(memoryview(window)[place : place + length], self.seed)
+        done = min(length, len(window) - place)
+        while done < length:
+            piece = self._read(offset + done, min(WINDOW_BYTES, length - done))
+            checksum = crc32(piece, checksum)
+            done += len(piece)
+        return checksum
+
+    def check_header(self) -> None:
+        """Read the header again, and raise if it is not what it was."""
+        check_header(
+            self.path, self._filesystem.read(self._file, HEADER_BYTES, 0), self.number
+        )
+
+    def excess_bytes(self) -> int:
+        """Return how many bytes the file has behind the last record; 0 is right."""
+        return self._filesystem.size(self._file) - self.size
+
+    def is_whole_at(self, offset: int) -> bool:
+        """Say whether a whole record begins at `offset`."""
+        try:
+            next(self.scan(offset))
+        except CorruptionError:
+            return False
+        return True
+
+    def sync(self) -> None:
+        """Return when every record appended so far is on the disk."""
+        self._filesystem.sync(self._file)
+
+    def cut(self, length: int) -> None:
+        """Drop everything from `length` on, and map what is left."""
+        self._filesystem.truncate(self._file, length)
+        self._map = self._filesystem.map(self._file, length)
+        self.size = length
+
+    def rewrite(self, start: int) -> None:
+        """Write the bytes from `start` on once more, where they are, and sync them.
+
+        After an fsync that failed the kernel may believe that pages are on the disk
+        which are not. A second fsync would skip them; bytes written anew it can't skip.
+        """
+        offset = start
+        for piece in self.pieces(start):
+            self._filesystem.write(self._file, piece, offset)
+            offset += len(piece)
+        self.sync()
+
+    def pieces(self, start: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to the end, at most 1 MiB at a time."""
+        for offset in range(start, self.size, WINDOW_BYTES):
+            length = min(WINDOW_BYTES, self.size - offset)
+            yield self._filesystem.read(self._file, length, offset)
+
+    def seal(self) -> Description:
+        """Make the segment durable for good, and say what it looks like.
+
+        The cut matters after an append that was interrupted between its last two steps.
+        """
+        self.cut(self.size)
+        self.sync()
+        return self.describe()
+
+    def describe(self) -> Description:
+        """Say what the segment looks like from outside."""
+        return Description(self.number, self.seed, self.size)
+
+
+def check_header(path: str, raw: bytes, number: int) -> int:
+    """Return the seed in a segment's header, or raise if it is not the one expected.
+
+    `NewerFormatError` for a version that this module does not know, `CorruptionError`
+    for everything else that is wrong.
+    """
+    if len(raw) < HEADER_BYTES:
+        raise CorruptionError(path, len(raw), "the file ends inside its header")
+    magic, version, own_number, _ = HEADER.unpack_from(raw)
+    (seed,) = CHECKSUM.unpack_from(raw, HEADER.size)
+    if magic != MAGIC:
+        raise CorruptionError(path, 0, "this is not a segment: the magic is missing")
+    if version > VERSION:
+        raise NewerFormatError(
+            f"{path} has format {version}, this program knows up to {VERSION}; "
+            f"open it with a newer version of kvstore"
+        )
+    if crc32(raw[: HEADER.size]) != seed or version < 1:
+        raise CorruptionError(path, 0, "the checksum does not match the header")
+    if own_number != number:
+        raise CorruptionError(path, 12, f"this is segment {own_number}, not {number}")
+    return int(seed)
