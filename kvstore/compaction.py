@@ -12,7 +12,7 @@ copies the live records into new ones. It holds to three rules:
    after the copying and before the manifest that forgets the old segments.
 
 This is Bitcask's merge (Sheehy and Smith, 2010) and the cleaner of log-structured file
-systems (Rosenblum and Ousterhout, 1991), with segments picked by their share of dead
+systems (Rosenblum and Ousterhout, 1992), with segments picked by their share of dead
 bytes alone. Weighing in their age too, as the latter paper does, would write less where a
 few keys are written far more often than the others.
 """

@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 
 from kvstore.errors import LockedError
@@ -36,7 +37,8 @@ class File:
         self._close = close
 
     def __del__(self) -> None:
-        self._close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, -1
+        self._close(descriptor)
 
 
 class FileSystem:
@@ -94,9 +96,8 @@ class FileSystem:
 
     def sync(self, file: File) -> None:
         """Return when the file is on the disk: its bytes, and how many they are."""
-        if hasattr(
-            fcntl, "F_FULLFSYNC"
-        ):  # macOS: fsync alone stops at the drive's cache
+        if hasattr(fcntl, "F_FULLFSYNC"):
+            # macOS, where fsync alone stops at the drive's own cache
             fcntl.fcntl(file.descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(file.descriptor)
@@ -126,9 +127,10 @@ class FileSystem:
         return sorted(os.listdir(directory))
 
     def make_directory(self, path: str) -> None:
-        """Make a directory for this user alone, and make its name durable."""
-        os.mkdir(path, 0o700)
-        self.sync_directory(os.path.dirname(path) or ".")
+        """Make a directory for this user alone, if it is missing; make its name durable."""
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        self.sync_directory(os.path.dirname(path.rstrip("/")) or ".")
 
     def random_bytes(self, count: int) -> bytes:
         """Return bytes that no other file was given."""
@@ -175,8 +177,9 @@ class Lock:
             ) from None
         self._held[self._identity] = self._process
         self._file = file
-        os.ftruncate(file.descriptor, 0)
-        os.pwrite(file.descriptor, b"%d\n" % self._process, 0)
+        with suppress(OSError):  # on a full disk the lock holds without a number
+            os.ftruncate(file.descriptor, 0)
+            os.pwrite(file.descriptor, b"%d\n" % self._process, 0)
 
     def release(self) -> None:
         """Let others write. Safe to call twice.
@@ -187,7 +190,8 @@ class Lock:
         file, self._file = self._file, None
         if file is not None and self._process == os.getpid():
             del self._held[self._identity]
-            fcntl.flock(file.descriptor, fcntl.LOCK_UN)
+            if file.descriptor >= 0:  # closed already, if both went at the same moment
+                fcntl.flock(file.descriptor, fcntl.LOCK_UN)
 
     def __del__(self) -> None:
         self.release()

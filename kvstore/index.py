@@ -5,8 +5,7 @@ read of a file, however large the store is. The price is that every key is in me
 with some 100 bytes around it, and that the index has to be built anew at every start.
 
 A location is one integer that packs the number of a segment, an offset and a length. A
-tuple of three integers would say the same and take four times the room, and the garbage
-collector would have to walk over it.
+tuple of three integers would say the same and take about three times the room.
 """
 
 from __future__ import annotations

@@ -85,9 +85,10 @@ class Manifest:
             sealed=(*kept, *results),
         )
 
-    def with_sequence(self, sequence: int) -> Manifest:
-        """Return the manifest with another sequence number."""
-        return replace(self, sequence=sequence)
+    def advanced(self, next_number: int, sequence: int) -> Manifest:
+        """Return the manifest with both counters set forward, after a crash."""
+        next_number = max(self.next_number, next_number)
+        return replace(self, next_number=next_number, sequence=sequence)
 
     def encode(self) -> bytes:
         """Return the file's bytes."""

@@ -74,7 +74,7 @@ def read_mark(filesystem: FileSystem, directory: str) -> Mark | None:
         file = filesystem.open(f"{directory}/{MARK}")
     except FileNotFoundError:
         return None
-    return decode_mark(filesystem.read(file, MARK_BYTES + 1, 0))
+    return decode_mark(filesystem.read(file, MARK_BYTES, 0))
 
 
 class MarkFile:

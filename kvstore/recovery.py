@@ -290,7 +290,7 @@ def next_whole_record(segment: Segment, start: int) -> int:
             effort -= GUESS_BYTES + claimed
             if effort < 0:
                 return segment.size
-            if claimed and segment.is_whole_at(place):
+            if claimed and segment.is_whole_at(place, claimed):
                 return place
         offset += len(piece)
         tail = window[1 - HEAD.size :]

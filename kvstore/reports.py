@@ -50,10 +50,16 @@ class Stats:
         return f'<table class="kvstore-stats">{"".join(cells)}</table>'
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 key" or "2 keys"."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 def list_damage(damage: tuple[Damage, ...]) -> str:
     """Return the damage, a line each."""
     return "".join(
-        f"\n  {each.path}, offset {each.offset}, {each.length:,} bytes: {each.reason}"
+        f"\n  {each.path}, offset {each.offset}, "
+        f"{counted(each.length, 'byte')}: {each.reason}"
         for each in damage
     )
 
@@ -73,10 +79,12 @@ class Verification:
         return not self.damage
 
     def __str__(self) -> str:
-        read = f"{self.records:,} records in {self.segments:,} segments read"
+        segments = counted(self.segments, "segment")
+        read = f"{counted(self.records, 'record')} in {segments} read"
         if self.ok:
             return f"{read}, all of them as they were written"
-        return f"{read}, damage in {len(self.damage)} places:{list_damage(self.damage)}"
+        places = counted(len(self.damage), "place")
+        return f"{read}, damage in {places}:{list_damage(self.damage)}"
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,14 @@ class Salvage:
 
     keys: int
     records_read: int
-    manifest_read: (
-        bool  # without one, every segment in the directory was taken for valid
-    )
+    manifest_read: bool  # if not, every segment in the directory was taken for valid
     left_out: tuple[Damage, ...]
 
     def __str__(self) -> str:
-        text = f"{self.keys:,} keys copied, {self.records_read:,} records read"
+        keys, records = counted(self.keys, "key"), counted(self.records_read, "record")
+        text = f"{keys} copied, {records} read"
         if not self.manifest_read:
             text += "; the manifest could not be read, so every segment found was used"
-        return text + (
-            "; left out:" + list_damage(self.left_out) if self.left_out else ""
-        )
+        if self.left_out:
+            text += f"; left out:{list_damage(self.left_out)}"
+        return text

@@ -5,7 +5,8 @@ have changed the answer. A person can decide that what is left is better than no
 Salvage never writes to the damaged store, and says what it had to leave out.
 
 Two things it can't know. Where a record is lost, an older one of its key may come back,
-or a key that was deleted. And a batch that was damaged in the middle comes in part.
+or a key that was deleted. And a batch that was damaged in the middle comes in part; only
+at the end of a segment is it left out, since it may never have been whole.
 """
 
 from __future__ import annotations
@@ -130,17 +131,22 @@ def open_readable(
 
 
 def whole_batches(segment: Segment) -> Iterator[Entry | Damage]:
-    """Yield what `survey` finds, but the records of a last batch that has no end."""
+    """Yield what `survey` finds, but for a last batch whose end is not there."""
     batch: list[Entry] = []
     for found in survey(segment):
         if isinstance(found, Entry):
             batch.append(found)
             if found.continued:
                 continue
+        elif batch and found.offset + found.length >= segment.size:
+            break
         yield from batch
         batch.clear()
         if isinstance(found, Damage):
             yield found
     if batch:
         start = batch[0].offset
-        yield Damage(segment.path, start, segment.size - start, "this batch has no end")
+        length = segment.size - start
+        yield Damage(
+            segment.path, start, length, "the batch that begins here has no end"
+        )

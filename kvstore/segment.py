@@ -15,10 +15,11 @@ offset bytes field
 and goes on with records, one behind the other, their sequence numbers rising. The
 header's checksum is also the seed of every record's checksum. So an old record that
 comes to light behind a torn write, because the file system gave this file a block of
-another, does not pass for one of ours (kura, a store in Java, met just this).
+another, does not pass for one of ours. (RocksDB puts the number of the log into each
+record for this reason, where it uses old log files again.)
 
 It follows the segments of Bitcask (Sheehy and Smith, 2010) and of log-structured file
-systems (Rosenblum and Ousterhout, 1991). It leaves out blocks of fixed size, which let
+systems (Rosenblum and Ousterhout, 1992). It leaves out blocks of fixed size, which let
 LevelDB's log skip over damage and start again at the next block; we pay with a slower
 search when a damaged file has to be salvaged.
 """
@@ -143,10 +144,10 @@ class Segment:
             filesystem.write(file, header + CHECKSUM.pack(seed), 0)
             filesystem.sync(file)
             filesystem.sync_directory(directory)
+            return cls(filesystem, file, path, number, seed, HEADER_BYTES)
         except OSError:
             filesystem.remove(path)
             raise
-        return cls(filesystem, file, path, number, seed, HEADER_BYTES)
 
     @classmethod
     def open(
@@ -198,7 +199,8 @@ class Segment:
         raw = self._map[offset : offset + length]
         if len(raw) != length:
             raw = self._read_unmapped(offset, length)
-        if crc32(raw, self.seed) != RESIDUE or not raw.startswith(key, HEAD.size):
+        whole = crc32(raw, self.seed) == RESIDUE and raw.startswith(key, HEAD.size)
+        if not whole or HEAD.unpack_from(raw)[2] != len(key):
             raise self._damage(
                 offset, "the record is not the one that was written here"
             )
@@ -276,13 +278,13 @@ class Segment:
         """Return how many bytes the file has behind the last record; 0 is right."""
         return self._filesystem.size(self._file) - self.size
 
-    def is_whole_at(self, offset: int) -> bool:
-        """Say whether a whole record begins at `offset`."""
+    def is_whole_at(self, offset: int, length: int) -> bool:
+        """Say whether these bytes pass for a whole record, judged by the checksum."""
         try:
-            next(self.scan(offset))
-        except CorruptionError:
+            window = self._read(offset, min(length, WINDOW_BYTES))
+            return self._checksum(window, 0, offset, length) == RESIDUE
+        except CorruptionError:  # the file is shorter than it was
             return False
-        return True
 
     def sync(self) -> None:
         """Return when every record appended so far is on the disk."""

@@ -14,8 +14,7 @@ One process writes, with any number of threads; others may open the store read-o
 it, and see it as it was at that moment.
 
 Four locks, always taken in this order: one compaction at a time, one change of files at a
-time, one write at a time; and beside them one fsync at a time, taken before the lock for
-writes. Reads take none.
+time, one fsync at a time, one write at a time. Reads take none.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import weakref
 from collections.abc import (
     ItemsView,
     Iterator,
+    KeysView,
     MutableMapping,
     ValuesView,
 )
@@ -69,8 +69,8 @@ from kvstore.record import (
     wrong_type,
 )
 from kvstore.recovery import Cut, Damage, Recovered, recover, survey
-from kvstore.reports import Stats, Verification
-from kvstore.segment import HEADER_BYTES, Segment
+from kvstore.reports import Stats, Verification, counted
+from kvstore.segment import HEADER_BYTES, Segment, segment_numbers
 
 MEBIBYTE = 1 << 20
 MAX_SEGMENT_BYTES = 1 << 30
@@ -115,10 +115,8 @@ def open(
         return Store(
             filesystem, directory, *load_beside_a_writer(filesystem, directory)
         )
-    if flag != "w" and not filesystem.exists(directory):
-        with suppress(FileExistsError):  # another process was faster
-            filesystem.make_directory(directory)
-    find_or_raise(filesystem, directory, flag)
+    if not find_or_raise(filesystem, directory, flag):
+        filesystem.make_directory(directory)
     lock = filesystem.lock(f"{directory}/{LOCK}")
     try:
         found = find_or_raise(filesystem, directory, flag)  # it may just have been made
@@ -147,7 +145,7 @@ def check_options(flag: str, sync: Sync, segment_bytes: int) -> None:
         raise ValueError(
             f'sync is {sync!r}; use "os", "always" or a number of seconds above 0'
         )
-    if segment_bytes not in range(1, MAX_SEGMENT_BYTES + 1):
+    if type(segment_bytes) is not int or not 1 <= segment_bytes <= MAX_SEGMENT_BYTES:
         raise ValueError(
             f"segment_bytes is {segment_bytes!r}; use a whole number of bytes from 1 to "
             f"{MAX_SEGMENT_BYTES:,}"
@@ -226,7 +224,8 @@ def load_alone(filesystem: FileSystem, directory: str) -> tuple[Manifest, Recove
     left_behind = leftovers(filesystem, directory, manifest)
     if left_behind or mark != Mark(recovered.active.describe(), closed=True):
         recovered.sequence += LOST_AT_MOST
-        manifest = manifest.with_sequence(recovered.sequence)
+        highest = segment_numbers(filesystem.names(directory))[-1]
+        manifest = manifest.advanced(highest + 1, recovered.sequence)
         stage(filesystem, directory, manifest)
         commit(filesystem, directory)
     for path in left_behind:
@@ -284,8 +283,8 @@ class Store(MutableMapping[bytes, bytes]):
     def _make_locks(self) -> None:
         self._compacting = threading.Lock()
         self._changing_files = threading.Lock()
-        self._writing = threading.Lock()
         self._syncing = threading.Lock()
+        self._writing = threading.Lock()
 
     def __getitem__(self, key: bytes) -> bytes:
         location = self._index.get(key)
@@ -322,6 +321,10 @@ class Store(MutableMapping[bytes, bytes]):
         """Iterate over the keys that there are now, whatever is written meanwhile."""
         return iter(self._snapshot()[0])
 
+    def keys(self) -> KeysView[bytes]:
+        """Return a view; each iteration over it sees the store as it was when it began."""
+        return StoreKeys(self)
+
     def items(self) -> ItemsView[bytes, bytes]:
         """Return a view; each iteration over it sees the store as it was when it began."""
         return StoreItems(self)
@@ -341,34 +344,38 @@ class Store(MutableMapping[bytes, bytes]):
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
         check(key, value)
-        if self._full:
-            self._rotate()
-        with self._writing:
-            self._index[key] = self._append(PUT, key, value)
-            sequence = self._sequence
+        sequence = self._log(PUT, key, value)
         if self._sync_always:
             self._sync_through(sequence)
 
     def __delitem__(self, key: bytes) -> None:
-        if self._full:
-            self._rotate()
-        with self._writing:
-            if key not in self._index:
-                raise self._missing(key)
-            self._append(DELETE, key, b"")
-            del self._index[key]
-            sequence = self._sequence
+        sequence = self._log(DELETE, key, b"")
         if self._sync_always:
             self._sync_through(sequence)
 
+    def _log(self, kind: int, key: bytes, value: bytes) -> int:
+        """Write one record where there is room for it; return its sequence number."""
+        while True:
+            with self._writing:
+                if not self._full:
+                    return self._append(kind, key, value)
+            self._rotate()
+
     def _append(self, kind: int, key: bytes, value: bytes) -> int:
-        """Write one record, and return its location. The lock for writes is held."""
+        """Write one record, and let the index follow. The lock for writes is held."""
+        if kind == DELETE and key not in self._index:
+            raise self._missing(key)
         if self._refusal is not None:
             raise self._refused()
         active = self._active
         self._sequence += 1  # before the write: a number that failed is not used again
         raw = encode(kind, self._sequence, key, value, active.seed)
-        return pack(active.number, self._write(active, raw), len(raw))
+        location = pack(active.number, self._write(active, raw), len(raw))
+        if kind == PUT:
+            self._index[key] = location
+        else:
+            del self._index[key]
+        return self._sequence
 
     def _write(self, active: Segment, raw: bytes) -> int:
         try:
@@ -423,23 +430,31 @@ class Store(MutableMapping[bytes, bytes]):
                 f"the batch has {size:,} bytes, at most {MAX_BATCH_BYTES:,} are possible; "
                 f"use several batches"
             )
-        if self._full:
+        sequence = self._log_batch(changes)
+        if self._sync_always:
+            self._sync_through(sequence)
+
+    def _log_batch(self, changes: dict[bytes, bytes | None]) -> int:
+        """Write a batch where there is room for it; return its last sequence number."""
+        while True:
+            with self._writing:
+                if not self._full:
+                    return self._append_batch(changes)
             self._rotate()
-        with self._writing:
-            if self._refusal is not None:
-                raise self._refused()
-            present = {
-                k: v for k, v in changes.items() if v is not None or k in self._index
-            }
-            if not present:
-                return
+
+    def _append_batch(self, changes: dict[bytes, bytes | None]) -> int:
+        """Write a batch, and let the index follow. The lock for writes is held."""
+        if self._refusal is not None:
+            raise self._refused()
+        present = {
+            k: v for k, v in changes.items() if v is not None or k in self._index
+        }
+        if present:
             places = self._append_run(present)
             self._index.update(places)
             for key in present.keys() - places.keys():
                 del self._index[key]
-            sequence = self._sequence
-        if self._sync_always:
-            self._sync_through(sequence)
+        return self._sequence
 
     def _append_run(self, changes: dict[bytes, bytes | None]) -> dict[bytes, int]:
         """Write some records with one call, and return the locations of the puts."""
@@ -487,15 +502,17 @@ class Store(MutableMapping[bytes, bytes]):
 
     def _rotate(self) -> None:
         """Begin a new segment, if no other thread did so meanwhile."""
-        with self._changing_files, self._writing:
+        with self._changing_files, self._syncing, self._writing:
             if self._refusal is not None:
                 raise self._refused()
             if self._full:
                 self._begin_segment()
 
     def _begin_segment(self) -> None:
-        """Seal the active segment and begin another. Both locks are held.
+        """Seal the active segment and begin another. All three locks are held.
 
+        No other fsync runs meanwhile: of two at a time, the kernel tells only one that
+        the disk has failed.
         The order matters: what is sealed is on the disk before the manifest says so, and
         the manifest is on the disk before the new segment takes a record.
         """
@@ -563,7 +580,7 @@ class Store(MutableMapping[bytes, bytes]):
             index = Index(self._index)
             sizes = {number: each.size for number, each in self._segments.items()}
         worth = worth_compacting(sizes, index.live_bytes(), least_dead)
-        with self._changing_files, self._writing:
+        with self._changing_files, self._syncing, self._writing:
             if self._refusal is not None:
                 raise self._refused()
             if self._active.number in worth:
@@ -635,6 +652,7 @@ class Store(MutableMapping[bytes, bytes]):
     def verify(self) -> Verification:
         """Read every byte of every file, and report what is damaged. Changes nothing."""
         _, segments = self._snapshot()
+        sealed = {each.number for each in self._manifest.sealed}
         damage = list(self._verify_manifest())
         records = 0
         for segment in segments.values():
@@ -644,7 +662,7 @@ class Store(MutableMapping[bytes, bytes]):
                 else:
                     records += 1
             excess = segment.excess_bytes()
-            if excess > 0 and segment is not self._active:
+            if excess > 0 and segment.number in sealed:
                 reason = "the file goes on behind its last record"
                 damage.append(Damage(segment.path, segment.size, excess, reason))
         size = sum(segment.size for segment in segments.values())
@@ -729,7 +747,8 @@ class Store(MutableMapping[bytes, bytes]):
         if isinstance(self._refusal, ClosedError):
             return f"<kvstore.Store {self._directory!r}: closed>"
         size = sum(segment.size for segment in self._segments.copy().values())
-        return f"<kvstore.Store {self._directory!r}: {len(self._index):,} keys, {size:,} bytes>"
+        keys, size_in_words = counted(len(self._index), "key"), counted(size, "byte")
+        return f"<kvstore.Store {self._directory!r}: {keys}, {size_in_words}>"
 
 
 _open_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
@@ -768,6 +787,15 @@ def read_all(
     for key, location in index.items():
         number, offset, length = unpack(location)
         yield key, segments[number].value(offset, length, key)
+
+
+class StoreKeys(KeysView[bytes]):
+    """The keys of a store."""
+
+    _mapping: Store
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._mapping)
 
 
 class StoreItems(ItemsView[bytes, bytes]):
