@@ -33,7 +33,7 @@ from zlib import crc32
 from kvstore.errors import CorruptionError, ForeignDirectoryError, NewerFormatError
 from kvstore.filesystem import FileSystem
 from kvstore.mark import MARK, MarkFile
-from kvstore.record import CHECKSUM
+from kvstore.record import CHECKSUM, RESIDUE
 from kvstore.segment import (
     HEADER_BYTES,
     Description,
@@ -124,10 +124,7 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
             f"{path} has format {version}, this program knows up to {MANIFEST_VERSION}; "
             f"open it with a newer version of kvstore"
         )
-    if (
-        version < 1
-        or crc32(raw[: -CHECKSUM.size]) != CHECKSUM.unpack(raw[-CHECKSUM.size :])[0]
-    ):
+    if version < 1 or crc32(raw) != RESIDUE:
         raise CorruptionError(path, 0, "the checksum does not match the manifest")
     if len(raw) != MANIFEST_HEAD.size + DESCRIPTION.size * (count + 1) + CHECKSUM.size:
         raise CorruptionError(

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from kvstore.filesystem import FileSystem
-from kvstore.record import CHECKSUM
+from kvstore.record import CHECKSUM, RESIDUE
 from kvstore.segment import Description
 
 MARK = "MARK"
@@ -57,13 +57,10 @@ def encode_mark(mark: Mark) -> bytes:
 
 def decode_mark(raw: bytes) -> Mark | None:
     """Return what the mark says, or None if it can't be trusted."""
-    if len(raw) != MARK_BYTES:
+    if len(raw) != MARK_BYTES or crc32(raw) != RESIDUE:
         return None
     magic, version, *synced, closed = MARK_BODY.unpack_from(raw)
-    (checksum,) = CHECKSUM.unpack_from(raw, MARK_BODY.size)
     if magic != MARK_MAGIC or version != MARK_VERSION:
-        return None
-    if crc32(raw[: MARK_BODY.size]) != checksum:
         return None
     return Mark(Description(*synced), bool(closed))
 

@@ -69,9 +69,7 @@ def wrong_type(what: str, got: object) -> TypeError:
     return TypeError(f"a {what} must be bytes, not {type(got).__name__}; {advice}")
 
 
-def encode(
-    kind: int, sequence: int, key: bytes, value: bytes | memoryview, seed: int
-) -> bytes:
+def encode(kind: int, sequence: int, key: bytes, value: bytes, seed: int) -> bytes:
     """Return the record as bytes, sealed with a checksum that starts from `seed`."""
     front = HEAD.pack(kind, sequence, len(key), len(value)) + key
     checksum = crc32(value, crc32(front, seed))

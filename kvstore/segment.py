@@ -345,7 +345,7 @@ def check_header(path: str, raw: bytes, number: int) -> int:
             f"{path} has format {version}, this program knows up to {VERSION}; "
             f"open it with a newer version of kvstore"
         )
-    if crc32(raw[: HEADER.size]) != seed or version < 1:
+    if version < 1 or crc32(raw) != RESIDUE:
         raise CorruptionError(path, 0, "the checksum does not match the header")
     if own_number != number:
         raise CorruptionError(path, 12, f"this is segment {own_number}, not {number}")

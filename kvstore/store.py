@@ -686,7 +686,7 @@ class Store(MutableMapping[bytes, bytes]):
         what was written last may not be on the disk.
         """
         self._closing.set()
-        with self._compacting, self._changing_files:
+        with self._compacting, self._changing_files, self._syncing, self._writing:
             if isinstance(self._refusal, ClosedError):
                 return
             try:
@@ -698,24 +698,23 @@ class Store(MutableMapping[bytes, bytes]):
                 self._let_go()
 
     def _sync_for_good(self) -> None:
-        with self._syncing, self._writing:
-            try:
-                end = self._active.seal()
-            except OSError as error:
-                self._refuse("the last fsync", error)
-                raise
-            self._mark.write(end, closed=True)
-            self._mark.sync()
+        """Make everything durable, the mark too, and say in it that we closed."""
+        try:
+            end = self._active.seal()
+        except OSError as error:
+            self._refuse("the last fsync", error)
+            raise
+        self._mark.write(end, closed=True)
+        self._mark.sync()
 
     def _let_go(self) -> None:
         """Drop every file. Iterations that are under way keep those that they need."""
-        with self._syncing, self._writing:
-            self._refusal = ClosedError(f"{self._directory} is closed; open it again")
-            self._index, self._segments, self._full = Index(), {}, False
-            del self._active
-            if self._lock is not None:
-                del self._mark
-                self._lock.release()
+        self._refusal = ClosedError(f"{self._directory} is closed; open it again")
+        self._index, self._segments, self._full = Index(), {}, False
+        del self._active
+        if self._lock is not None:
+            del self._mark
+            self._lock.release()
 
     def _disown(self) -> None:
         """In a forked child: this store is the parent's. Reading is all that is left."""
