@@ -216,11 +216,13 @@ class Segment:
     def _read(self, offset: int, length: int) -> bytes:
         data = self._filesystem.read(self._file, length, offset)
         if len(data) != length:
-            raise self._damage(
-                offset + len(data),
-                f"the file ends here, and {self.size} bytes were expected",
-            )
+            raise self._too_short(offset + len(data))
         return data
+
+    def _too_short(self, end: int) -> CorruptionError:
+        return self._damage(
+            end, f"the file ends here, and {self.size} bytes were expected"
+        )
 
     def _damage(self, offset: int, reason: str) -> CorruptionError:
         return CorruptionError(self.path, offset, reason)
@@ -233,23 +235,27 @@ class Segment:
         that fails raises an `OSError` here. Holds 1 MiB at a time, however large the
         values are.
         """
+        size = self.size  # as it is now: others may append meanwhile
+        end = min(size, self._filesystem.size(self._file))
         offset, newest = start, -1
         window, window_start = b"", start
-        while offset < self.size:
+        while offset < end:
             window_end = window_start + len(window)
-            if window_end < min(offset + LONGEST_START, self.size):
-                window = self._read(offset, min(WINDOW_BYTES, self.size - offset))
+            if window_end < min(offset + LONGEST_START, end):
+                window = self._read(offset, min(WINDOW_BYTES, end - offset))
                 window_start = offset
-            entry = self._entry(window, offset - window_start, offset)
+            entry = self._entry(window, offset - window_start, offset, end)
             if entry.sequence <= newest:
                 raise self._damage(offset, "the sequence number does not rise")
             yield entry
             offset, newest = offset + entry.length, entry.sequence
+        if end < size:
+            raise self._too_short(end)
 
-    def _entry(self, window: bytes, place: int, offset: int) -> Entry:
+    def _entry(self, window: bytes, place: int, offset: int, end: int) -> Entry:
         """Check the record at `place` in the window, which is `offset` in the file."""
         try:
-            head = parse_head(window, place, self.size - offset)
+            head = parse_head(window, place, end - offset)
         except BadRecordError as error:
             raise self._damage(offset, str(error)) from None
         if self._checksum(window, place, offset, head.length) != RESIDUE:

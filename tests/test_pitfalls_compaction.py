@@ -1,0 +1,325 @@
+"""Pitfalls 30 to 36: ways in which stores lost or revived data when they compacted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import FaultyFileSystem
+from power import Died, MortalFileSystem
+from support import (
+    Contents,
+    copy_of,
+    files,
+    meanwhile,
+    read,
+    recovered,
+    segments,
+)
+
+import kvstore
+from kvstore.filesystem import DISK
+from kvstore.manifest import read_manifest
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a store that is not there yet."""
+    return tmp_path / "store"
+
+
+def numbers(directory: Path) -> list[int]:
+    """Return the numbers of the segments that the manifest names, sealed ones first."""
+    manifest = read_manifest(DISK, str(directory))
+    return [each.number for each in (*manifest.sealed, manifest.active)]
+
+
+def nothing(_: kvstore.Store) -> None:
+    """Do nothing to a store."""
+
+
+@pytest.mark.parametrize("again", ["opened again", "after another compaction"])
+def test_pitfall_30_a_tombstone_stays_while_an_older_record_lives_elsewhere(
+    path: Path, again: str
+) -> None:
+    with kvstore.open(path, segment_bytes=1000) as db:
+        db[b"key"] = b"old"
+        db[b"live in 1"] = b"x" * 1000
+        db[b"dead"] = b"x" * 500
+        del db[b"key"]
+        del db[b"dead"]
+        db[b"live in 2"] = b"x" * 1000
+        expected = dict(db)
+        done = db.compact(0.3)
+        assert (done.segments_before, done.records_dropped) == (1, 2), (
+            "the segment of the tombstone is compacted, that of the key is not"
+        )
+        assert dict(db) == expected
+        if again == "after another compaction":
+            db.compact(0.01)
+    assert read(path) == expected, "a deleted key came back"
+    with kvstore.open(path) as db:
+        db.compact()
+        assert db.stats().dead_bytes == 0, (
+            "nothing older is left, and the tombstone goes"
+        )
+    assert read(path) == expected
+
+
+def test_pitfall_30_a_tombstone_stays_also_where_the_older_record_has_moved_on(
+    path: Path,
+) -> None:
+    with kvstore.open(path, segment_bytes=1000) as db:
+        db[b"key"] = b"old"
+        db[b"live"] = b"x" * 800
+        db[b"dead"] = b"x" * 1000
+        db[b"dead"] = b"1"
+        db.compact()
+        assert numbers(path) == [3, 2], (
+            "the key moved behind the segment for new records"
+        )
+        del db[b"key"]
+        db[b"dead"] = b"x" * 500
+        del db[b"dead"]
+        db[b"more"] = b"x" * 1000
+        expected = dict(db)
+        assert db.compact(0.3).segments_before == 1
+        assert numbers(path)[0] == 3, "the key's record stays where it is"
+    assert read(path) == expected, "a deleted key came back"
+
+
+@pytest.mark.parametrize("order", [[3, 2], [2, 3, 4]])
+def test_pitfall_31_the_sequence_number_decides_and_not_the_place(
+    path: Path, order: list[int]
+) -> None:
+    """What is merged comes before the newer records in one order, after them in another."""
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, segment_bytes=1000, filesystem=filesystem) as db:
+        for name in (b"put", b"deleted", b"deleted and put", b"left"):
+            db[name] = b"old"
+        db[b"dead"] = b"x" * 1000
+        db[b"dead"] = b"1"
+        expected = dict(db)
+
+        def race() -> None:
+            db[b"put"] = expected[b"put"] = b"new"
+            del db[b"deleted"], expected[b"deleted"]
+            del db[b"deleted and put"]
+            db[b"deleted and put"] = expected[b"deleted and put"] = b"new"
+            if len(order) == 3:
+                db[b"filler"] = expected[b"filler"] = b"x" * 1000
+                db[b"in 4"] = expected[b"in 4"] = b""
+
+        meanwhile(filesystem, "sync", "00000003", race, which=2)  # as it is sealed
+        assert db.compact().records_kept == 4, "all four were copied before the race"
+        assert numbers(path) == order, "the older records lie in the third segment"
+        assert dict(db) == expected, "a put or a delete lost against the merge"
+    assert read(path) == expected, "and after reopening"
+    with kvstore.open(path) as db:
+        db.compact()
+        assert dict(db) == expected
+    assert read(path) == expected
+
+
+OLD = {b"0": b"2" * 20, b"1": b"1" * 20, b"2": b"4" * 20}  # what `full` puts last
+
+
+def full(directory: Path, filesystem: MortalFileSystem) -> kvstore.Store:
+    """Return an open store that is worth a compaction, all of it on the disk."""
+    db = kvstore.open(directory, segment_bytes=100, filesystem=filesystem)
+    for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
+        db[key] = b"%d" % number * 20
+    db.sync()
+    return db
+
+
+def compact_and_die(
+    directory: Path, die_at: int, prepare: Callable[[kvstore.Store], None]
+) -> tuple[MortalFileSystem, Contents, str]:
+    """Compact a store whose process dies at a change; "" if it does not any more."""
+    directory.mkdir(parents=True)
+    filesystem = MortalFileSystem(directory=directory)
+    db = full(directory, filesystem)
+    prepare(db)
+    expected = dict(db)
+    filesystem.die_at = filesystem.changes + die_at
+    try:
+        db.compact()
+    except Died as death:
+        return filesystem, expected, str(death)
+    return filesystem, expected, ""
+
+
+def test_pitfall_32_a_crash_leaves_the_store_before_or_after_the_compaction(
+    tmp_path: Path,
+) -> None:
+    for die_at in range(1, 1000):
+        directory = tmp_path / str(die_at) / "store"
+        filesystem, expected, where = compact_and_die(directory, die_at, nothing)
+        remains = [
+            *filesystem.after_power_cut(tmp_path / str(die_at) / "cut"),
+            ("killed", copy_of(directory, "killed")),
+        ]
+        for what, found in remains:
+            assert recovered(found) == expected, f"{where}, {what}"
+            left = [int(each.stem) for each in segments(found)]
+            assert left == sorted(numbers(found)), f"{where}, {what}: leftovers stay"
+        if not where:
+            break
+    assert die_at > 10, "a compaction is meant to make some calls"
+
+
+def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, segment_bytes=100, filesystem=filesystem) as db:
+        for number in range(9):
+            db[b"%d" % (number % 4)] = b"%d" % number * 10
+        error = OSError(errno.ENOSPC, "No space left on device")
+        filesystem.fail("write", error, name="MANIFEST")
+        with pytest.raises(OSError, match="No space left"):
+            db.compact()
+        db.compact()
+        for number in range(9):
+            db[b"%d" % (number % 4)] = b"%d" % number * 10
+        expected = dict(db)
+    made = [call for call in filesystem.log("create") if ".segment" in call]
+    assert len(made) == len(set(made)) > 5, "no number is given out twice"
+    highest = max(numbers(path))
+    for number in range(highest + 1, highest + 5):
+        (path / f"{number:08d}.segment").write_bytes(b"")
+    with kvstore.open(path, segment_bytes=100) as db:
+        assert dict(db) == expected
+        for number in range(9):
+            db[b"%d" % number] = expected[b"%d" % number] = b"new" * 10
+        assert dict(db) == expected
+    assert read(path) == expected
+    leftover = max(numbers(path)) + 3
+    (path / f"{leftover:08d}.segment").write_bytes(b"")
+    kvstore.open(path, "n").close()
+    assert numbers(path) == [leftover + 1], "one more than every number, empty or not"
+
+
+def test_pitfall_34_numbers_are_counted_and_no_clock_is_asked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_clock(*_: object) -> float:
+        pytest.fail("the store asked a clock")
+
+    for name in ("time", "time_ns", "monotonic", "perf_counter", "localtime", "gmtime"):
+        monkeypatch.setattr(time, name, no_clock)
+    with kvstore.open(path, segment_bytes=100) as db:
+        for number in range(6):
+            db[b"%d" % number] = b"x" * 100
+        before = numbers(path)
+        del db[b"1"]
+        db.compact()
+        after = numbers(path)
+    monkeypatch.undo()
+    assert before == [1, 2, 3, 4, 5, 6]
+    assert after == [1, 3, 4, 5, 6, 8], "what is merged comes behind what is there"
+
+
+def test_pitfall_35_a_reader_keeps_the_files_that_it_reads(path: Path) -> None:
+    with kvstore.open(path, segment_bytes=100) as db:
+        for number in range(20):
+            db[b"%d" % number] = b"%d" % number * 20
+        expected = dict(db)
+        old = segments(path)
+        items, values = iter(db.items()), iter(db.values())
+        first = next(items)
+        with kvstore.open(path, "r") as beside:
+            for number in range(20):
+                db[b"%d" % number] = b"new"
+            db.compact()
+            assert not any(each.exists() for each in old[:-1]), "the files are removed"
+            assert dict([first, *items]) == expected, "an iteration goes on"
+            assert list(values) == list(expected.values())
+            assert dict(beside) == expected, "and so does a reader beside"
+            assert {key: beside[key] for key in expected} == expected
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="nowhere to count open files")
+def test_pitfall_35_files_are_closed_when_the_last_reader_lets_go(path: Path) -> None:
+    with kvstore.open(path, segment_bytes=100) as db:
+        open_before = len(os.listdir("/dev/fd"))
+        for number in range(100):
+            db[b"%d" % (number % 3)] = b"%d" % number * 20
+            if number % 10 == 0:
+                iteration = iter(db.items())
+                next(iteration)
+                db.compact()
+        del iteration
+        db.compact()
+        held = len(os.listdir("/dev/fd")) - open_before
+        assert held <= db.stats().segments, "files of removed segments stay open"
+
+
+def test_pitfall_36_a_full_disk_stops_the_compaction_and_nothing_else(
+    path: Path,
+) -> None:
+    """The disk takes half a write, and then nothing, until it has room again."""
+    for which in range(1, 100):
+        directory = path.with_name(f"full-{which}")
+        filesystem = FaultyFileSystem()
+        db = kvstore.open(directory, segment_bytes=100, filesystem=filesystem)
+        for number in range(12):
+            db[b"%d" % (number % 5)] = b"%d" % number * 10
+        db[b"gone"] = b""
+        del db[b"gone"]
+        expected, before = dict(db), files(directory)
+        filesystem.fail("write", None, first=which, take=3)
+        full = OSError(errno.ENOSPC, "No space left on device")
+        filesystem.fail("write", full, first=which, times=100)
+        try:
+            db.compact()
+        except OSError as caught:
+            assert caught is full  # noqa: PT017 - there may be no write of this number
+        else:
+            break
+        filesystem.faults.clear()
+        assert dict(db) == expected, "reading goes on"
+        assert before.keys() <= files(directory).keys(), "the old segments still stand"
+        left = [int(each.stem) for each in segments(directory)]
+        assert left == sorted(numbers(directory)), "what was written half is gone"
+        db[b"put"] = expected[b"put"] = b"where there is room"
+        assert recovered(copy_of(directory, f"copy-{which}")) == expected
+        assert db.compact().records_dropped > 0, "and with room it is done"
+        assert dict(db) == expected
+        db.close()
+        assert read(directory) == expected
+    filesystem.faults.clear()
+    db.close()
+    assert which > 5, "the disk was meant to be full at every write"
+
+
+def test_no_record_is_dropped_for_one_that_is_not_on_the_disk_yet(
+    tmp_path: Path,
+) -> None:
+    """The list of pitfalls does not have this one.
+
+    A put makes an older record dead before it is on the disk itself. If a compaction
+    drops the older one and power is lost, neither is there.
+    """
+
+    def overwrite(db: kvstore.Store) -> None:
+        db[b"live"] = b"x" * 100  # nothing is dead in the segment that comes now
+        for key in OLD:
+            db[key] = b"new"
+
+    for die_at in range(1, 1000):
+        directory = tmp_path / str(die_at) / "store"
+        filesystem, _, where = compact_and_die(directory, die_at, overwrite)
+        after = filesystem.after_power_cut(tmp_path / str(die_at) / "cut")
+        for what, remains in after:
+            found = recovered(remains)
+            for key, old in OLD.items():
+                assert found.get(key) in (b"new", old), (
+                    f"{where}, {what}: {key!r} has neither its new value nor the old"
+                )
+        if not where:
+            break
+    assert die_at > 10, "a compaction is meant to make some calls"
