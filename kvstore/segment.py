@@ -199,12 +199,12 @@ class Segment:
         raw = self._map[offset : offset + length]
         if len(raw) != length:
             raw = self._read_unmapped(offset, length)
-        whole = crc32(raw, self.seed) == RESIDUE and raw.startswith(key, HEAD.size)
-        if not whole or HEAD.unpack_from(raw)[2] != len(key):
-            raise self._damage(
-                offset, "the record is not the one that was written here"
-            )
-        return raw[HEAD.size + len(key) : -CHECKSUM.size]
+        if crc32(raw, self.seed) != RESIDUE:
+            raise self._damage(offset, "the checksum does not match the record")
+        key_end = HEAD.size + len(key)
+        if raw[HEAD.size : key_end] != key or HEAD.unpack_from(raw)[2] != len(key):
+            raise self._damage(offset, "a record of another key stands here")
+        return raw[key_end : -CHECKSUM.size]
 
     def _read_unmapped(self, offset: int, length: int) -> bytes:
         """Read a record that the map does not cover yet, and let the map grow in steps."""

@@ -401,7 +401,7 @@ class Store(MutableMapping[bytes, bytes]):
             )
 
     def popitem(self) -> tuple[bytes, bytes]:
-        """Remove a key, the one that was put last, and return it with its value."""
+        """Remove some key, and return it with its value. An empty store: `KeyError`."""
         with self._writing:
             self._check_open()
             key = next(reversed(self._index), None)
