@@ -90,5 +90,5 @@ class MarkFile:
         self._filesystem.write(self._file, encode_mark(Mark(synced, closed)), 0)
 
     def sync(self) -> None:
-        """Make the mark itself durable, at the beginning and the end of a session."""
+        """Make the mark itself durable, when a writer begins and when it closes."""
         self._filesystem.sync(self._file)

@@ -214,7 +214,7 @@ def load_beside_a_writer(
 def load_alone(filesystem: FileSystem, directory: str) -> tuple[Manifest, Recovered]:
     """Read a store, mend what a crash left, and make sure that all of it is on the disk.
 
-    Where the last session did not end with `close`, records may have been lost whose
+    Where the last writer did not end with `close`, records may have been lost whose
     sequence numbers we can't know. A gap makes sure that none is given out twice. And
     before a file is removed, the manifest that leaves it out is surely on the disk.
     """
