@@ -47,7 +47,7 @@ class Figure:
 def svg(height: float, label: str, shapes: Iterable[str]) -> str:
     """Return an SVG element of the book's width, with a label for screen readers."""
     return (
-        f'<svg class="narrow" role="img" aria-label="{escape(label)}" '
+        f'<svg class="narrow" width="600" role="img" aria-label="{escape(label)}" '
         f'viewBox="0 0 {WIDTH} {height:g}" '
         f'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif">'
         f'<rect width="100%" height="100%" fill="{GROUND}"/>'
