@@ -87,12 +87,14 @@ class FileSystem:
         os.ftruncate(file.descriptor, length)
 
     def map(self, file: File, length: int) -> mmap.mmap | bytes:
-        """Show the first `length` bytes of the file as memory.
+        """Show the first `length` bytes of the file as memory, or as many as there are.
 
         A slice of it is a read without a system call. The price: where the disk itself
         fails under a mapping, the system ends the process instead of raising an error.
         """
-        return mmap.mmap(file.descriptor, length, prot=mmap.PROT_READ)
+        with suppress(ValueError):  # raised if another process has cut the file
+            return mmap.mmap(file.descriptor, length, prot=mmap.PROT_READ)
+        return mmap.mmap(file.descriptor, 0, prot=mmap.PROT_READ)
 
     def sync(self, file: File) -> None:
         """Return when the file is on the disk: its bytes, and how many they are."""

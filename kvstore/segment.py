@@ -209,8 +209,7 @@ class Segment:
     def _read_unmapped(self, offset: int, length: int) -> bytes:
         """Read a record that the map does not cover yet, and let the map grow in steps."""
         if self.size - len(self._map) >= MAP_STEP:
-            present = min(self.size, self._filesystem.size(self._file))
-            self._map = self._filesystem.map(self._file, present)
+            self._map = self._filesystem.map(self._file, self.size)
         return self._read(offset, length)
 
     def _read(self, offset: int, length: int) -> bytes:

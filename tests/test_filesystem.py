@@ -314,3 +314,11 @@ def test_a_released_lock_is_free_though_a_forked_child_lives_on(tmp_path: Path) 
         os.close(go)
         os.close(wait)
         os.waitpid(child, 0)
+
+
+def test_a_file_that_was_cut_is_mapped_as_far_as_it_goes(tmp_path: Path) -> None:
+    """A reader may map a segment at the moment when its writer takes an append back."""
+    file = DISK.create(str(tmp_path / "file"))
+    DISK.write(file, b"0123456789", 0)
+    assert DISK.map(file, 20)[:] == b"0123456789", "the reader met a bare ValueError"
+    assert DISK.map(file, 4)[:] == b"0123"
