@@ -119,13 +119,13 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
     if len(raw) < MANIFEST_HEAD.size + DESCRIPTION.size + CHECKSUM.size:
         raise CorruptionError(path, len(raw), "the file is too short for a manifest")
     _, version, next_number, sequence, count = MANIFEST_HEAD.unpack_from(raw)
+    if version < 1 or crc32(raw) != RESIDUE:
+        raise CorruptionError(path, 0, "the checksum does not match the manifest")
     if version > MANIFEST_VERSION:
         raise NewerFormatError(
             f"{path} has format {version}, this program knows up to {MANIFEST_VERSION}; "
             f"open it with a newer version of kvstore"
         )
-    if version < 1 or crc32(raw) != RESIDUE:
-        raise CorruptionError(path, 0, "the checksum does not match the manifest")
     if len(raw) != MANIFEST_HEAD.size + DESCRIPTION.size * (count + 1) + CHECKSUM.size:
         raise CorruptionError(
             path, 28, f"{count} segments do not fit the file's length"

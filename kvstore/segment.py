@@ -345,13 +345,13 @@ def check_header(path: str, raw: bytes, number: int) -> int:
     (seed,) = CHECKSUM.unpack_from(raw, HEADER.size)
     if magic != MAGIC:
         raise CorruptionError(path, 0, "this is not a segment: the magic is missing")
+    if version < 1 or crc32(raw) != RESIDUE:
+        raise CorruptionError(path, 0, "the checksum does not match the header")
     if version > VERSION:
         raise NewerFormatError(
             f"{path} has format {version}, this program knows up to {VERSION}; "
             f"open it with a newer version of kvstore"
         )
-    if version < 1 or crc32(raw) != RESIDUE:
-        raise CorruptionError(path, 0, "the checksum does not match the header")
     if own_number != number:
         raise CorruptionError(path, 12, f"this is segment {own_number}, not {number}")
     return int(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from faults import FaultyFileSystem
@@ -168,9 +169,23 @@ def test_salvage_of_what_does_not_exist_says_so(tmp_path: Path) -> None:
 
 def test_salvage_refuses_a_manifest_of_a_newer_format(store: Path) -> None:
     raw = (store / "MANIFEST").read_bytes()
-    (store / "MANIFEST").write_bytes(raw[:8] + (2).to_bytes(4, "little") + raw[12:])
+    newer = raw[:8] + (2).to_bytes(4, "little") + raw[12:-4]
+    (store / "MANIFEST").write_bytes(newer + crc32(newer).to_bytes(4, "little"))
     with pytest.raises(kvstore.NewerFormatError):
         kvstore.salvage(store, store.with_name("saved"))
+
+
+def test_a_flipped_version_of_a_manifest_is_damage_and_does_not_stop_salvage(
+    store: Path,
+) -> None:
+    raw = bytearray((store / "MANIFEST").read_bytes())
+    raw[8] ^= 2
+    (store / "MANIFEST").write_bytes(raw)
+    with pytest.raises(kvstore.CorruptionError):
+        kvstore.open(store)
+    found = kvstore.salvage(store, store.with_name("saved"))
+    assert not found.manifest_read
+    assert found.keys > 0, "one bit of the manifest cost all that could be read"
 
 
 def test_a_disk_that_fails_is_no_damage(store: Path) -> None:
