@@ -287,6 +287,10 @@ class Store(MutableMapping[bytes, bytes]):
         self._writing = threading.Lock()
 
     def __getitem__(self, key: bytes) -> bytes:
+        """Return the value of a key, after checking its checksum.
+
+        Raises `KeyError` if there is none, and `CorruptionError` for damage.
+        """
         location = self._index.get(key)
         if location is None:
             raise self._missing(key)
@@ -302,6 +306,7 @@ class Store(MutableMapping[bytes, bytes]):
         return KeyError(key) if isinstance(key, bytes) else wrong_type("key", key)
 
     def __contains__(self, key: object) -> bool:
+        """Say whether there is such a key, without reading its value."""
         if key in self._index:
             return True
         error = self._missing(key)
@@ -310,6 +315,7 @@ class Store(MutableMapping[bytes, bytes]):
         return False
 
     def __len__(self) -> int:
+        """Return the number of keys."""
         self._check_open()
         return len(self._index)
 
@@ -343,12 +349,18 @@ class Store(MutableMapping[bytes, bytes]):
             return Index(self._index), self._segments.copy()
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
+        """Put a value under a key. `open` says when that is on the disk.
+
+        Raises `TypeError` and `LimitError` before anything is written, an `OSError` of
+        the system (a full disk) with nothing changed, and `WriteRefusedError`.
+        """
         check(key, value)
         sequence = self._log(PUT, key, value)
         if self._sync_always:
             self._sync_through(sequence)
 
     def __delitem__(self, key: bytes) -> None:
+        """Delete a key. Raises `KeyError` if there is none, and what a put raises."""
         sequence = self._log(DELETE, key, b"")
         if self._sync_always:
             self._sync_through(sequence)
@@ -845,14 +857,17 @@ class Batch:
         return self._changes
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
+        """Put a value under a key when the block ends."""
         check(key, value)
         self._open_changes()[key] = value
 
     def __delitem__(self, key: bytes) -> None:
+        """Delete a key when the block ends. Raises `KeyError` if there is none now."""
         changes = self._open_changes()
         if (changes[key] is None) if key in changes else (key not in self._store):
             raise KeyError(key)
         changes[key] = None
 
     def __len__(self) -> int:
+        """Return how many keys the batch changes."""
         return len(self._open_changes())
