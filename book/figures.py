@@ -277,3 +277,51 @@ def draw_index(index: Index, segments: Sequence[Segment]) -> Figure:
     label = " ".join([*words, strips.words])
     shapes = [*lines, f'<g transform="translate(0 {above})">{inner}</g>', *tops]
     return Figure(svg(above + len(segments) * STRIP - 4, label, shapes), label)
+
+
+# --- states of a disk --------------------------------------------------------------------
+
+LABEL = 168
+OUTCOME = 15.5
+SIGNS = {"new": "•", "old": "", "broken": "×"}
+SHADES = {"new": "live", "old": "dead", "broken": "damage"}
+
+
+def draw_matrix(rows: Sequence[tuple[str, Sequence[str]]]) -> Figure:
+    """Draw, for each call, the states that a power cut after it may leave, a cell each.
+
+    A cell is "new" or "old", where the store holds what it holds after the work or before
+    it, or "broken": something that it must not hold at that moment.
+    """
+    shapes, words = [], []
+    for number, (call, cells) in enumerate(rows):
+        top = 4 + number * 21
+        shapes.append(text(8, top + 12.5, call, 11.5, fill=MUTED))
+        for place, cell in enumerate(cells):
+            x = LABEL + place * OUTCOME
+            shapes.append(box(x, top, OUTCOME, 17, SHADES[cell]))
+            sign = {"text_anchor": "middle"}
+            shapes.append(text(x + OUTCOME / 2, top + 13, SIGNS[cell], 13, **sign))
+        counts = [(cells.count(state), state) for state in SIGNS if state in cells]
+        told = ", ".join(f"{count} {state}" for count, state in counts)
+        words.append(f"{call}: {told}.")
+    label = " ".join(words)
+    return Figure(svg(len(rows) * 21 + 6, label, shapes), label)
+
+
+# --- tables ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head, as a table in the page and as lines in plain text."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.head, tuple("---" for _ in self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def __repr__(self) -> str:
+        return "\n".join(" · ".join(row) for row in self.rows)

@@ -11,10 +11,10 @@ offset bytes field
 0      8     magic, ``KVMANI`` and a line break (CR, LF)
 8      4     version of the format, 1
 12     8     the next number for a segment; no number is ever used twice
-20     8     a sequence number that every record to come must exceed
+20     8     a sequence number that every record to come exceeds
 28     4     how many sealed segments follow
 32     20 n  each: number (8), seed (4), length in bytes (8)
-...    20    the segment that takes new records, its length given as 0
+...    20    the segment that takes new records; behind this length, all are to come
 ...    4     CRC-32 of everything before it
 ====== ===== ================================================================
 
@@ -68,11 +68,11 @@ class Manifest:
             next_number=max(self.next_number, active.number + 1),
             sequence=sequence,
             sealed=(*self.sealed, sealed),
-            active=active._replace(length=0),
+            active=active,
         )
 
     def compacted(
-        self, sources: Collection[int], results: Collection[Description], sequence: int
+        self, sources: Collection[int], results: Collection[Description]
     ) -> Manifest:
         """Return the manifest after some sealed segments were merged into new ones."""
         kept = tuple(
@@ -81,14 +81,15 @@ class Manifest:
         return replace(
             self,
             next_number=max([self.next_number, *(each.number + 1 for each in results)]),
-            sequence=sequence,
             sealed=(*kept, *results),
         )
 
-    def advanced(self, next_number: int, sequence: int) -> Manifest:
-        """Return the manifest with both counters set forward, after a crash."""
+    def advanced(
+        self, next_number: int, sequence: int, active: Description
+    ) -> Manifest:
+        """Return the manifest after a crash: both counters, and what was recovered."""
         next_number = max(self.next_number, next_number)
-        return replace(self, next_number=next_number, sequence=sequence)
+        return replace(self, next_number=next_number, sequence=sequence, active=active)
 
     def encode(self) -> bytes:
         """Return the file's bytes."""
@@ -189,6 +190,8 @@ def find_store(filesystem: FileSystem, directory: str) -> bool:
         ) from None
     if MANIFEST in names or unfinished(filesystem, directory, names):
         return MANIFEST in names
+    if filesystem.exists(f"{directory}/{MANIFEST}"):
+        return True  # another process has made the store meanwhile
     if MARK in names or segment_numbers(names):
         raise CorruptionError(
             f"{directory}/{MANIFEST}",
@@ -208,7 +211,11 @@ def unfinished(filesystem: FileSystem, directory: str, names: Collection[str]) -
         return False
     if first not in names:
         return True
-    return filesystem.size(filesystem.open(f"{directory}/{first}")) <= HEADER_BYTES
+    try:
+        file = filesystem.open(f"{directory}/{first}")
+    except FileNotFoundError:  # another process begins the making anew
+        return True
+    return filesystem.size(file) <= HEADER_BYTES
 
 
 def begin(filesystem: FileSystem, directory: str, previous: Manifest | None) -> None:
@@ -224,7 +231,7 @@ def begin(filesystem: FileSystem, directory: str, previous: Manifest | None) -> 
         filesystem.remove(f"{directory}/{segment_name(1)}")
     first = Segment.create(filesystem, directory, number)
     sequence = previous.sequence if previous else 0
-    fresh = Manifest(number + 1, sequence, (), first.describe()._replace(length=0))
+    fresh = Manifest(number + 1, sequence, (), first.describe())
     stage(filesystem, directory, fresh)
     commit(filesystem, directory)
     MarkFile(filesystem, directory).write(first.describe(), closed=True)

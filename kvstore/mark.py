@@ -60,7 +60,7 @@ def decode_mark(raw: bytes) -> Mark | None:
     if len(raw) != MARK_BYTES or crc32(raw) != RESIDUE:
         return None
     magic, version, *synced, closed = MARK_BODY.unpack_from(raw)
-    if magic != MARK_MAGIC or version != MARK_VERSION:
+    if magic != MARK_MAGIC or version != MARK_VERSION or closed > 1:
         return None
     return Mark(Description(*synced), bool(closed))
 

@@ -67,12 +67,20 @@ class Replay:
     )
 
 
-def replay(segment: Segment, newest: Newest) -> Replay:
-    """Take note of every record of a segment, batch by batch, up to the first bad one."""
+def replay(
+    segment: Segment, newest: Newest, old_until: int = 0, sequence: int = 0
+) -> Replay:
+    """Take note of every record of a segment, batch by batch, up to the first bad one.
+
+    Behind the offset `old_until` a record is bad too if its number is not above
+    `sequence`: it was lost once, and comes to light where a new one should stand.
+    """
     result = Replay()
     batch: list[Entry] = []
     try:
         for entry in segment.scan():
+            if entry.offset >= old_until and entry.sequence <= sequence:
+                raise CorruptionError(segment.path, entry.offset, LOST_BEFORE)
             batch.append(entry)
             if entry.continued:
                 continue
@@ -88,6 +96,9 @@ def replay(segment: Segment, newest: Newest) -> Replay:
         reason = "the batch that begins here has no end"
         result.trouble = CorruptionError(segment.path, result.end, reason)
     return result
+
+
+LOST_BEFORE = "a record that was lost before stands in the place of a new one"
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,14 @@ def recover(
     sealed: Collection[Description],
     active: Description,
     synced: Description | None,
+    sequence: int = 0,
     *,
     writable: bool,
 ) -> Recovered:
     """Build the index of a store from its segments.
 
-    `sealed` must be whole, `active` (its length is not known) up to what `synced`,
-    from the mark, says.
+    `sealed` must be whole, `active` up to what `synced`, from the mark, says. Behind the
+    length that is known of `active`, every record has a number above `sequence`.
     With `writable` a torn tail is cut off, and all that was accepted is on the disk when
     this returns. Raises `CorruptionError`, and `OSError` where the disk fails: a disk
     that can't be read is no reason to cut anything.
@@ -145,7 +157,9 @@ def recover(
     result = Recovered(Index(), last, {each.number: each for each in (*segments, last)})
     for description, segment in zip(sealed, segments, strict=True):
         check_sealed(segment, description, note(result, replay(segment, newest)))
-    outcome = note(result, replay(last, newest))
+    if active.length == 0:  # a manifest from before this length was noted
+        sequence = 0
+    outcome = note(result, replay(last, newest, active.length, sequence))
     safe = synced_length(last, synced)
     if outcome.end < safe:
         reason = f"the file ends here, and {safe} bytes of it were on the disk"

@@ -95,7 +95,7 @@ def segments_of(
         known = [Description(number, 0, 0) for number in present]
     else:
         mark = read_mark(filesystem, directory)
-        last = manifest.active
+        last = manifest.active._replace(length=0)
         if mark and mark.synced[:2] == last[:2]:  # number and seed
             last = mark.synced
         known = [*manifest.sealed, last]

@@ -54,7 +54,7 @@ VERSION = 1
 HEADER = Struct("<8sIQ8s")
 HEADER_BYTES = HEADER.size + CHECKSUM.size
 
-SEGMENT_NAME = re.compile(r"(\d{8}|[1-9]\d{8,})\.segment", re.ASCII)
+SEGMENT_NAME = re.compile(r"(\d{8}|[1-9]\d{8,17})\.segment", re.ASCII)
 
 
 def segment_name(number: int) -> str:
@@ -241,8 +241,12 @@ class Segment:
         while offset < end:
             window_end = window_start + len(window)
             if window_end < min(offset + LONGEST_START, end):
-                window = self._read(offset, min(WINDOW_BYTES, end - offset))
+                wanted = min(WINDOW_BYTES, end - offset)
+                window = self._filesystem.read(self._file, wanted, offset)
                 window_start = offset
+                if len(window) < wanted:  # a writer has cut a torn tail off meanwhile
+                    end = offset + len(window)
+                    continue
             entry = self._entry(window, offset - window_start, offset, end)
             if entry.sequence <= newest:
                 raise self._damage(offset, "the sequence number does not rise")

@@ -62,6 +62,7 @@ from kvstore.mark import MARK, MARK_BYTES, Mark, MarkFile, read_mark
 from kvstore.record import (
     CONTINUED,
     DELETE,
+    MAX_SEQUENCE,
     OVERHEAD_BYTES,
     PUT,
     check,
@@ -70,7 +71,7 @@ from kvstore.record import (
 )
 from kvstore.recovery import Cut, Damage, Recovered, recover, survey
 from kvstore.reports import Stats, Verification, counted
-from kvstore.segment import HEADER_BYTES, Segment, segment_numbers
+from kvstore.segment import HEADER_BYTES, Description, Segment, segment_numbers
 
 MEBIBYTE = 1 << 20
 MAX_SEGMENT_BYTES = 1 << 30
@@ -187,9 +188,14 @@ def load(
     """
     mark = read_mark(filesystem, directory)
     synced = mark.synced if mark else None
-    sealed, active = manifest.sealed, manifest.active
     return mark, recover(
-        filesystem, directory, sealed, active, synced, writable=writable
+        filesystem,
+        directory,
+        manifest.sealed,
+        manifest.active,
+        synced,
+        manifest.sequence,
+        writable=writable,
     )
 
 
@@ -215,17 +221,24 @@ def load_alone(filesystem: FileSystem, directory: str) -> tuple[Manifest, Recove
     """Read a store, mend what a crash left, and make sure that all of it is on the disk.
 
     Where the last writer did not end with `close`, records may have been lost whose
-    sequence numbers we can't know. A gap makes sure that none is given out twice. And
-    before a file is removed, the manifest that leaves it out is surely on the disk.
+    sequence numbers we can't know. A gap makes sure that none is given out twice, and the
+    manifest notes it with the place where the log goes on: a lost record that comes to
+    light there is known by its number. And before a file is removed, the manifest that
+    leaves it out is surely on the disk.
     """
     manifest = read_manifest(filesystem, directory)
     mark, recovered = load(filesystem, directory, manifest, writable=True)
     recovered.sequence = max(recovered.sequence, manifest.sequence)
+    if recovered.sequence > MAX_SEQUENCE - 2 * LOST_AT_MOST:
+        raise LimitError(
+            f"{directory} has no sequence numbers left; copy it into a new store"
+        )
     left_behind = leftovers(filesystem, directory, manifest)
-    if left_behind or mark != Mark(recovered.active.describe(), closed=True):
+    active = recovered.active.describe()
+    if left_behind or mark != Mark(active, closed=True):
         recovered.sequence += LOST_AT_MOST
         highest = segment_numbers(filesystem.names(directory))[-1]
-        manifest = manifest.advanced(highest + 1, recovered.sequence)
+        manifest = manifest.advanced(highest + 1, recovered.sequence, active)
         stage(filesystem, directory, manifest)
         commit(filesystem, directory)
     for path in left_behind:
@@ -275,6 +288,7 @@ class Store(MutableMapping[bytes, bytes]):
         self._mark.sync()
         filesystem.sync_directory(directory)
         if not isinstance(sync, str):
+            weakref.finalize(self, self._closing.set)  # if nobody closes it
             arguments = (weakref.ref(self), self._closing, sync)
             threading.Thread(
                 target=sync_now_and_then, args=arguments, daemon=True
@@ -509,8 +523,21 @@ class Store(MutableMapping[bytes, bytes]):
             except OSError as error:
                 self._refuse("an fsync", error)
                 raise
-            self._mark.write(reached)
             self._synced = newest
+            self._move_mark(reached)
+
+    def _move_mark(self, reached: Description) -> None:
+        """Note how far the fsync reached, if that can be noted.
+
+        An error here is no error of the sync: the records are on the disk, and a mark that
+        stays behind is only too modest.
+        """
+        try:
+            self._mark.write(reached)
+        except OSError as error:
+            logger.warning(
+                "%s: the mark could not be moved: %s", self._directory, error
+            )
 
     def _rotate(self) -> None:
         """Begin a new segment, if no other thread did so meanwhile."""
@@ -617,9 +644,7 @@ class Store(MutableMapping[bytes, bytes]):
         """Let the new segments take the place of the old: on disk, then in memory."""
         numbers = {segment.number for segment in sources}
         with self._changing_files:
-            manifest = self._manifest.compacted(
-                numbers, merged.descriptions(), self._sequence
-            )
+            manifest = self._manifest.compacted(numbers, merged.descriptions())
             try:
                 stage(self._filesystem, self._directory, manifest)
             except OSError:

@@ -17,6 +17,7 @@ import kvstore
 ROWS = [
     {"errors"},
     {"filesystem"},
+    {"simdisk"},
     {"record"},
     {"segment", "index"},
     {"mark"},
@@ -36,7 +37,11 @@ SYSTEM_MODULES = {
     *("tempfile", "glob", "fileinput", "socket", "subprocess", "signal", "select"),
     *("multiprocessing", "ctypes", "resource", "pwd", "platform", "dbm", "sqlite3"),
 }
-NAMES_OF_OS = {"store": {"PathLike", "fspath"}, "salvage": {"PathLike", "fspath"}}
+NAMES_OF_OS = {
+    "store": {"PathLike", "fspath"},
+    "salvage": {"PathLike", "fspath"},
+    "simdisk": {"strerror"},
+}
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:
@@ -47,6 +52,20 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} imports by dots, which hides from whom"
             yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def names_taken(module: str, source: str, name: str) -> set[str]:
+    """Return what an import gives a module: one name, or all that it uses as ``os.name``."""
+    if name:
+        return {name}
+    nodes = list(ast.walk(TREES[module]))
+    behind_dots = [node for node in nodes if isinstance(node, ast.Attribute)]
+    taken = [each for each in behind_dots if ast.unparse(each.value) == source]
+    whole = [node for node in nodes if isinstance(node, ast.Name) and node.id == source]
+    assert len(whole) == len(taken), (
+        f"{module} does not say what it takes from {source}"
+    )
+    return {each.attr for each in taken}
 
 
 def test_every_module_has_its_layer() -> None:
@@ -77,7 +96,9 @@ def test_only_the_file_system_knows_the_operating_system(module: str) -> None:
     for source, name in imports(module):
         if source.split(".")[0] in SYSTEM_MODULES:
             assert source == "os", f"{module} imports {source}"
-            assert name in NAMES_OF_OS.get(module, ()), f"{module} imports os.{name}"
+            taken = names_taken(module, source, name)
+            beyond = taken - NAMES_OF_OS.get(module, set())
+            assert not beyond, f"{module} uses {beyond} of os"
 
 
 @every_module

@@ -16,10 +16,12 @@ import kvstore
 import kvstore.recovery
 from kvstore.filesystem import DISK
 from kvstore.index import unpack
+from kvstore.manifest import Manifest, read_manifest
 from kvstore.mark import read_mark
 from kvstore.record import CONTINUED, DELETE, PUT, encode
-from kvstore.recovery import Damage, Newest, replay, survey
+from kvstore.recovery import LOST_BEFORE, Damage, Newest, recover, replay, survey
 from kvstore.segment import HEADER_BYTES, Entry, Segment
+from kvstore.simdisk import Image, SimulatedDisk
 
 
 @pytest.fixture
@@ -107,6 +109,33 @@ def test_replay_says_where_a_batch_without_an_end_begins(tmp_path: Path) -> None
     assert trouble is not None
     assert trouble.offset == HEADER_BYTES + record_bytes(b"a", b"1")
     assert "has no end" in trouble.reason
+
+
+def test_replay_ends_in_front_of_a_record_that_was_lost_before(tmp_path: Path) -> None:
+    segment = segment_of(
+        tmp_path, (PUT, 3, b"a", b""), (PUT, 4, b"b", b""), (PUT, 9, b"c", b"")
+    )
+    first, second, third = (entry.offset for entry in segment.scan())
+    for old_until, sequence, end in (
+        (second, 3, segment.size),  # 4 and 9 came behind 3, as they should
+        (third, 4, segment.size),
+        (third, 8, segment.size),
+        (third, 9, third),
+        (second, 4, second),
+        (second + 1, 4, segment.size),  # the second begins in front of the place
+        (first, 3, first),
+        (segment.size, 100, segment.size),  # all of it was there before
+    ):
+        outcome = replay(segment, Newest(), old_until, sequence)
+        assert outcome.end == end, f"above {sequence} behind {old_until}"
+        if end == segment.size:
+            assert outcome.trouble is None
+        else:
+            assert outcome.trouble is not None
+            assert (outcome.trouble.offset, outcome.trouble.reason) == (
+                end,
+                LOST_BEFORE,
+            )
 
 
 # Torn tails
@@ -213,6 +242,163 @@ def test_a_bad_record_at_the_mark_is_a_tail_and_one_byte_below_it_is_damage(
     assert caught.value.offset == HEADER_BYTES
     assert "checksum" in caught.value.reason
     assert files(with_damage) == before, "damage is left as it was found"
+
+
+# Records that were lost and come to light
+
+SECTOR = 32  # a header has 32 bytes, and so has each record below
+
+
+def sector(number: int) -> bytes:
+    """Return the value of a record that fills one sector, under a key of one byte."""
+    return b"%012d" % number
+
+
+def after_losing_a_record(*changes: tuple[bytes, bytes]) -> SimulatedDisk:
+    """Return a machine whose power went as some changes were on their way to the disk.
+
+    None of them arrived in the file. Their bytes did reach the platter, behind its end.
+    """
+    disk = SimulatedDisk(sector_bytes=SECTOR)
+    db = kvstore.open("store", filesystem=disk)
+    db[b"1"] = sector(1)
+    db.sync()
+    with db.batch() as batch:
+        for key, value in changes:
+            batch[key] = value
+    cut = disk.power_cut()
+    left = cut.image((0,) * len(cut.doubts))  # the oldest of all that it may be
+    return SimulatedDisk(left, sector_bytes=SECTOR, older=disk.image())
+
+
+def shown_again(images: list[Image], ghost: bytes) -> list[Image]:
+    """Return those images in which the lost record's value stands in the segment."""
+    found = [each for each in images if ghost in each["store/00000001.segment"]]
+    assert found, "the lost record was meant to come to light"
+    return found
+
+
+def read_image(image: Image, flag: kvstore.store.Flag) -> dict[bytes, bytes]:
+    """Return what a store on a disk holds."""
+    with kvstore.open("store", flag, filesystem=SimulatedDisk(image)) as db:
+        return dict(db)
+
+
+@pytest.mark.parametrize("flag", ["r", "c"])
+def test_a_lost_record_does_not_come_back_in_the_place_of_a_new_one(
+    flag: kvstore.store.Flag,
+) -> None:
+    """Power is lost twice, and the disk shows the record that the first loss took.
+
+    Record 2 was on its way when power was lost, and recovery came back with record 1. A
+    new one of the same length is appended in its place. Power is lost again, when the
+    file's new length is on the disk and its new bytes are not. So the place still shows
+    the old record 2, with this file's seed, a checksum that matches, and a number above 1.
+    """
+    disk = after_losing_a_record((b"2", sector(2)))
+    db = kvstore.open("store", filesystem=disk)
+    assert dict(db) == {b"1": sector(1)}, "record 2 is lost"
+    db[b"3"] = sector(3)
+    images = [image for _, image in disk.power_cut().images(10_000)]
+    for image in images:
+        found = read_image(image, flag)
+        assert found in ({b"1": sector(1)}, dict(db)), "what was lost is back"
+    for image in shown_again(images, sector(2)):
+        again = SimulatedDisk(image, sector_bytes=SECTOR)
+        with kvstore.open("store", flag, filesystem=again) as mended:
+            assert mended.torn_tail is not None, "it is reported, like any torn tail"
+            assert mended.torn_tail.reason == LOST_BEFORE
+            assert mended.torn_tail.offset == HEADER_BYTES + SECTOR
+
+
+def test_a_lost_batch_does_not_come_back_in_the_place_of_a_new_one() -> None:
+    disk = after_losing_a_record((b"2", sector(2)), (b"1", sector(0)))
+    db = kvstore.open("store", filesystem=disk)
+    states = [dict(db)]
+    for key in (b"3", b"4"):
+        db[key] = sector(int(key))
+        states.append(dict(db))
+    images = [image for _, image in disk.power_cut().images(10_000)]
+    assert shown_again(images, sector(2))
+    for image in images:
+        assert read_image(image, "r") in states, "a part of the lost batch is back"
+
+
+def test_a_lost_record_stays_lost_however_often_the_store_is_closed() -> None:
+    """A store that was closed keeps the manifest, and what that says still holds."""
+    disk = after_losing_a_record((b"2", sector(2)))
+    kvstore.open("store", filesystem=disk).close()
+    before = read_manifest(disk, "store")
+    db = kvstore.open("store", filesystem=disk)
+    assert read_manifest(disk, "store") == before
+    db[b"3"] = sector(3)
+    images = [image for _, image in disk.power_cut().images(10_000)]
+    for image in shown_again(images, sector(2)):
+        assert read_image(image, "c") == {b"1": sector(1)}
+    db.close()
+    assert read_image(disk.image(), "c") == {b"1": sector(1), b"3": sector(3)}
+
+
+def test_the_manifest_notes_after_a_crash_where_the_log_goes_on(path: Path) -> None:
+    db = kvstore.open(path)
+    begun = read_manifest(DISK, str(path))
+    assert (begun.sequence, begun.active.length) == (0, HEADER_BYTES)
+    db[b"ada"] = b"1815"
+    assert read_manifest(DISK, str(path)) == begun, "a put does not change it"
+    crashed = copy_of(path)
+    end = segments(crashed)[0].stat().st_size
+    with kvstore.open(crashed) as mended:
+        noted = read_manifest(DISK, str(crashed))
+        assert noted.active.length == end
+        mended[b"alan"] = b"1912"
+    entries = list(Segment.open(DISK, str(crashed), 1).scan())
+    assert [entry.sequence <= noted.sequence for entry in entries] == [True, False]
+    db.close()
+
+
+def older_manifest(directory: Path) -> Manifest:
+    """Write a manifest as older versions did, after a compaction, and return it.
+
+    They noted no length of the active segment, and beside it the number of the store's
+    last record, which may stand in that segment.
+    """
+    manifest = read_manifest(DISK, str(directory))
+    active = Segment.open(DISK, str(directory), manifest.active.number)
+    *_, last = active.scan()
+    older = Manifest(
+        manifest.next_number,
+        last.sequence,
+        manifest.sealed,
+        manifest.active._replace(length=0),
+    )
+    (directory / "MANIFEST").write_bytes(older.encode())
+    return older
+
+
+@pytest.mark.parametrize("flag", ["r", "w", "c"])
+def test_a_store_whose_manifest_is_of_an_older_version_is_whole(
+    path: Path, flag: kvstore.store.Flag
+) -> None:
+    expected = small_store(path)
+    older = older_manifest(path)
+    crashed = copy_of(path, "crashed")
+    (crashed / "MARK").unlink()
+    for directory in (path, crashed):
+        with kvstore.open(directory, flag) as db:
+            assert dict(db) == expected
+            assert db.torn_tail is None, "no record of old is taken for a lost one"
+            assert db.verify().ok
+    assert read_manifest(DISK, str(path)) == older, "nothing has changed its list"
+    noted = read_manifest(DISK, str(crashed)).active.length
+    assert noted == (0 if flag == "r" else segments(crashed)[-1].stat().st_size)
+
+
+def test_a_length_that_is_not_known_says_nothing_about_numbers(tmp_path: Path) -> None:
+    segment = segment_of(tmp_path, (PUT, 3, b"a", b""), (PUT, 4, b"b", b""))
+    for length, sequence, records in ((0, 9, 2), (HEADER_BYTES, 9, 0)):
+        active = segment.describe()._replace(length=length)
+        found = recover(DISK, str(tmp_path), [], active, None, sequence, writable=False)
+        assert found.records == records
 
 
 # Segments that are not what the manifest says

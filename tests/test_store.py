@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import random
 import shelve
@@ -38,7 +39,9 @@ import kvstore
 import kvstore.record
 import kvstore.store
 from kvstore.index import Index
+from kvstore.mark import read_mark
 from kvstore.segment import HEADER_BYTES
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 
 @pytest.fixture
@@ -746,7 +749,55 @@ def test_a_number_for_sync_starts_the_interval(
     assert cast("threading.Event", closing).is_set(), "close ends it"
 
 
+def test_a_store_that_nobody_closes_leaves_no_thread_behind(path: Path) -> None:
+    """The thread of an interval waits for its end, and an hour is a long time."""
+    before = set(threading.enumerate())
+    db = kvstore.open(path, sync=3600.0)
+    db[b"ada"] = b"1815"
+    (thread,) = set(threading.enumerate()) - before
+    del db
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "it waits for a store that is gone"
+    assert read(path) == {b"ada": b"1815"}
+
+
 # Failures
+
+
+def test_a_mark_that_can_not_be_written_is_no_error_of_the_put(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The fsync has succeeded: the record is on the disk, and everybody can read it.
+
+    An error here would tell of a put that is not safe, and it is. So the store warns, and
+    its next open takes more of the log for unsure than it need be.
+    """
+    disk = SimulatedDisk(sector_bytes=1)
+    db = kvstore.open("store", sync="always", filesystem=disk)
+    noted = read_mark(disk, "store")
+
+    def no_room_for_the_mark(operation: Operation) -> None:
+        if operation[:2] == ("write", "store/MARK"):
+            raise disk_full()
+
+    disk.fault = no_room_for_the_mark
+    db[b"ada"] = b"1815"
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "the mark could not be moved" in warning.getMessage()
+    assert read_mark(disk, "store") == noted, "the fault is meant to strike"
+    expected = {b"ada": b"1815"}
+    for picks, image in disk.power_cut().images(1000):
+        with kvstore.open("store", filesystem=SimulatedDisk(image)) as after:
+            assert dict(after) == expected, disk.power_cut().describe(picks)
+    disk.fault = no_fault
+    db[b"alan"] = b"1912"
+    assert len(caplog.records) == 1
+    moved = read_mark(disk, "store")
+    assert moved is not None
+    assert moved.synced.length == HEADER_BYTES + 2 * record_bytes(b"ada", b"1815") + 1
+    db.close()
 
 
 def fail_in_sync(db: kvstore.Store, filesystem: FaultyFileSystem) -> None:

@@ -19,6 +19,7 @@ BUILT_IN = {
     "06": ["mark", "recovery"],
     "07": ["compaction", "manifest"],
     "08": ["store", "reports", "salvage"],
+    "09": ["simdisk"],
 }
 
 FORBIDDEN = {
@@ -133,8 +134,8 @@ def test_a_chapter_imports_what_has_been_built_when_it_is_read(path: Path) -> No
         assert not number.isdigit(), f"say in BUILT_IN what {path.name} builds"
         return
     built = {f"kvstore.{name}" for n in BUILT_IN if n <= number for name in BUILT_IN[n]}
-    if number == max(BUILT_IN):
-        return  # the last chapter imports the whole package by its name
+    if number >= "08":
+        built.add("kvstore")  # with the store the package is there by its name
     early = imported(path) - built
     assert not early, f"{path.name} imports {sorted(early)} before it is built"
 

@@ -1,116 +1,190 @@
-"""A process that writes, killed with kill -9 some twenty times in a row.
-
-What a put or a batch wrote is in the kernel when it returns, and outlives the process. So
-the next process finds everything that the last one was told is done, perhaps a little
-more, and of that only whole changes in their order.
-"""
+"""Processes that write, killed with kill -9 two hundred times, and one that looks on."""
 
 from __future__ import annotations
 
 import os
-import random
 import signal
-from collections.abc import Iterator
+import tempfile
+from mmap import PAGESIZE
 from pathlib import Path
+from typing import NoReturn
 
+import history
+import kills
 import pytest
-from support import Contents
+from kills import ACCOUNTS, DEPOSIT, Child, Trial, print_of, sealed
+from proof import Broken, Contents
+from share import Share
 
 import kvstore
+from kvstore.recovery import Cut
 
-ROUNDS, CHANGES = 20, 3000
-SEED = 1492
-
-Change = dict[bytes, bytes | None]
+SHARE = Share(kills)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
 )
 
 
-def changes(seed: int, contents: Contents) -> Iterator[Change]:
-    """Yield changes that fit what a store holds; it holds the change when it is yielded."""
-    chance = random.Random(seed)
-    for _ in range(CHANGES):
-        change: Change = {}
-        for _ in range(chance.choice((1, 1, 1, 5))):
-            key = b"%d" % chance.randrange(60)
-            if key in contents and chance.random() < 0.3:
-                change[key] = None
-            else:
-                change[key] = chance.randbytes(chance.randrange(80))
-        for key, value in change.items():
-            if value is None:
-                del contents[key]
-            else:
-                contents[key] = value
-        yield change
+@pytest.mark.parametrize("case", kills.CASES)
+def test_what_was_done_outlives_its_process(case: str) -> None:
+    SHARE.run(case)
 
 
-def write(directory: Path, seed: int, contents: Contents, done: int) -> None:
-    """Make changes, and say after each that it is done. This is what gets killed."""
-    with kvstore.open(directory, segment_bytes=2000) as db:
-        for number, change in enumerate(changes(seed, contents)):
-            if len(change) == 1:
-                ((key, value),) = change.items()
-                if value is None:
-                    del db[key]
-                else:
-                    db[key] = value
-            else:
-                with db.batch() as batch:
-                    for key, value in change.items():
-                        if value is None:
-                            del batch[key]
-                        else:
-                            batch[key] = value
-            os.write(done, b".")
-            if number % 100 == 99:
-                db.compact(0.5)
+def test_the_book_says_how_many_kills_that_were() -> None:
+    SHARE.agrees_with_the_book()
 
 
-def kill_after(directory: Path, seed: int, contents: Contents, count: int) -> int:
-    """Have a child write, kill it after some changes, and return how many were done."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
+def test_the_kills_landed_in_every_part_of_the_store() -> None:
+    if len(SHARE.ran) < len(kills.CASES):
+        pytest.skip("a part of the cases was run")
+    print(dict(SHARE.tally))
+    assert SHARE.tally["kills"] == 200
+    for place in kills.PLACES.values():
+        assert SHARE.tally[f"kills in {place}*"], f"no writer died in {place}"
+    assert SHARE.tally["torn tails*"], "no writer died in the middle of a record"
+    assert SHARE.tally["read-only openings*"] > SHARE.tally["kills"]
+
+
+def test_a_longer_case_kills_the_same_store_more_often() -> None:
+    modes = {kills.another(seed).split()[0] for seed in range(9)}
+    assert modes == set(kills.MODES), "every sync mode has its turn"
+    _, count, seed = kills.another(1815).split()
+    assert (int(count) >= 100, seed) == (True, "1815")
+
+
+# --- the programme notices what is wrong --------------------------------------------------
+
+A, B, C, D, E = (b"key-%d" % number for number in range(5))
+A1, B2, A3 = sealed(A, 1, 0), sealed(B, 2, 0), sealed(A, 3, 0)
+C4, D4, E0 = sealed(C, 4, 0), sealed(D, 4, 0), sealed(E, 0, 0)
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    """Return a trial after three changes that were acknowledged, and one that was not."""
+    made = Trial("kills os 1 1", tmp_path / "store", "os", 1)
+    changes: list[history.Changes] = [{A: A1}, {B: B2}, {A: A3}, {C: C4, D: D4}]
+    for change in changes:
+        made.history.plan(change)
+    made.history.done = 3
+    made.prints += map(print_of, made.history.states[1:])
+    return made
+
+
+WRONG: dict[str, tuple[Contents, str]] = {
+    "older": ({A: A1, B: B2}, history.DONE),
+    "in part": ({A: A3, B: B2, C: C4}, history.BATCH),
+    "a loss in the middle": ({A: A3}, history.NO_PREFIX),
+    "back from the dead": ({A: A3, B: B2, E: E0}, history.BACK),
+    "of another key": ({A: B2, B: B2}, kills.CHECKED),
+    "changed": ({A: A3.replace(b" 3 ", b" 2 "), B: B2}, kills.CHECKED),
+    "money": ({A: A3, ACCOUNTS[0]: sealed(ACCOUNTS[0], 1, DEPOSIT)}, kills.WHOLE),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_kill_left_is_held_against_the_history(trial: Trial, what: str) -> None:
+    found, promise = WRONG[what]
+    with pytest.raises(Broken) as caught:
+        trial.judge(found, "kill 1")
+    assert caught.value.promise == promise
+    assert str(caught.value).endswith("--replay 'kills os 1 1'")
+
+
+@pytest.mark.parametrize("found", [{A: A3, B: B2}, {A: A3, B: B2, C: C4, D: D4}])
+def test_the_change_under_way_may_be_there_or_not(
+    trial: Trial, found: Contents
+) -> None:
+    trial.judge(found, "kill 1")
+
+
+def test_an_onlooker_sees_states_of_the_history_and_never_goes_back(
+    trial: Trial,
+) -> None:
+    states = trial.history.states
+    for numbers in ([0, 0], [2], [2, 3]):
+        seen = [print_of(states[number]) for number in numbers]
+        trial.compare(b"".join(b"%d\n" % each for each in seen))
+    assert trial.tally["read-only openings*"] == 5
+    for contents, promise in ((states[1], kills.FORWARD), ({B: B2}, kills.PICTURE)):
+        with pytest.raises(Broken) as caught:
+            trial.compare(b"%d\n" % print_of(contents))
+        assert caught.value.promise == promise
+
+
+def test_a_tail_is_torn_only_where_a_write_was_cut_off(trial: Trial) -> None:
+    for reason, torn, where in (
+        ("a part was written", Cut("a", 50, 7, "", None), "a batch: write a, 7 of 9"),
+        ("it was not mended since", Cut("a", 50, 7, "", None), "from outside"),
+        ("a page was full", Cut("a", 4 * PAGESIZE - 9, 9, "", None), "from outside"),
+    ):
         try:
-            os.close(read_end)
-            write(directory, seed, contents, write_end)
-        finally:
-            os._exit(1)  # it was meant to be killed before this
-    os.close(write_end)
-    with open(read_end, "rb", buffering=0) as pipe:
-        done = 0
-        while done < count:
-            done += len(pipe.read(count - done) or pytest.fail("the writer failed"))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        done += len(pipe.readall() or b"")
-    assert os.WIFSIGNALED(status), "the writer was meant to be killed"
-    return done
+            trial.account_for(torn, where)
+        except Broken:
+            pytest.fail(f"this tail may be torn: {reason}")
+    with pytest.raises(Broken, match="a tail is torn only if a write was cut off"):
+        trial.account_for(Cut("a", 50, 8, "", None), "from outside")
 
 
-def test_what_was_done_outlives_a_killed_process(tmp_path: Path) -> None:
-    print("seed", SEED)
-    chance = random.Random(SEED)
-    contents: Contents = {}
-    for number in range(ROUNDS):
-        seed = SEED + number
-        done = kill_after(
-            tmp_path / "store", seed, contents.copy(), chance.randrange(600)
-        )
-        with kvstore.open(tmp_path / "store", segment_bytes=2000) as db:
-            found = dict(db)
-            assert db.verify().ok
-        made, states = contents.copy(), [contents.copy()]
-        for _ in changes(seed, made):
-            states.append(made.copy())
-            if len(states) > done + 2:
-                break
-        assert found in states[done:], (
-            f"round {number}: {done} changes were done, and the store holds "
-            f"{'an older state' if found in states else 'what never was a state'}"
-        )
-        contents = found
-    assert contents, "the rounds were meant to leave something"
+def test_a_planted_bug_is_found_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: a compaction forgets the tombstones that older records still need."""
+    children, fork = [], os.fork
+
+    def noted_fork() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(kvstore.compaction, "needed_tombstones", lambda *_: {})
+    monkeypatch.setattr(os, "fork", noted_fork)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(Broken) as caught:
+        kills.run("os 25 1492")
+    print(caught.value)
+    assert len(children) > 1
+    for child in children:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the processes ------------------------------------------------------------------------
+
+
+def idle(_: int) -> NoReturn:
+    """Do nothing, for ever."""
+    while True:
+        signal.pause()
+
+
+def fail(_: int) -> NoReturn:
+    """Raise an error of nobody's making."""
+    raise ValueError("by design")
+
+
+def end(_: int) -> NoReturn:
+    """End without a word."""
+    os._exit(3)
+
+
+def test_a_child_is_gone_behind_its_block() -> None:
+    with pytest.raises(KeyError), Child(idle, "a case") as child:
+        raise KeyError
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.process, os.WNOHANG)
+
+
+def test_an_error_in_a_child_is_raised_in_the_parent() -> None:
+    with Child(fail, "a case") as child, pytest.raises(Broken, match="by design"):
+        child.hear()
+    with Child(fail, "a case") as child, pytest.raises(Broken, match="by design"):
+        child.hear_to_the_end(lines=1_000)
+
+
+def test_a_child_that_ends_by_itself_is_an_error() -> None:
+    with Child(end, "a case") as child, pytest.raises(Broken, match="status 768"):
+        child.hear()
+    with Child(end, "a case") as child, pytest.raises(Broken, match="status 768"):
+        child.hear_to_the_end(lines=1_000)
