@@ -298,6 +298,7 @@ def make(db: kvstore.Store, changes: Changes) -> None:
         fill(batch, dict(db), changes)
 
 
+@keeps(WHOLE)
 def fill(batch: kvstore.Batch, before: Contents, changes: Changes) -> None:
     """Put and delete in a batch; to delete what is not there is a `KeyError`."""
     for number, (key, value) in enumerate(changes):
@@ -560,7 +561,7 @@ class StoreAndDict(RuleBasedStateMachine):
         done = self.db.compact(least_dead)
         if done.segments_before:
             self.history.is_safe()
-        with kvstore.open(PATH, "r", filesystem=self.disk) as reader:
+        with keeps(ONE_MOMENT), kvstore.open(PATH, "r", filesystem=self.disk) as reader:
             equal(dict(reader), self.history.now, "the files, after a compaction,")
         return done
 
