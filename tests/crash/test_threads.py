@@ -40,7 +40,7 @@ def test_the_book_says_how_many_operations_that_were() -> None:
 # The programme
 
 
-@pytest.mark.parametrize("case", ["free os 1", "turns always 1"])
+@pytest.mark.parametrize("case", ["turns always 1"])
 def test_files_change_all_the_time_while_threads_play(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
