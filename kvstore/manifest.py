@@ -33,7 +33,7 @@ from zlib import crc32
 from kvstore.errors import CorruptionError, ForeignDirectoryError, NewerFormatError
 from kvstore.filesystem import FileSystem
 from kvstore.mark import MARK, MarkFile
-from kvstore.record import CHECKSUM, RESIDUE
+from kvstore.record import CHECKSUM, MAX_SEQUENCE, RESIDUE
 from kvstore.segment import (
     HEADER_BYTES,
     Description,
@@ -48,6 +48,7 @@ MANIFEST_MAGIC = b"KVMANI\r\n"
 MANIFEST_VERSION = 1
 MANIFEST_HEAD = Struct("<8sIQQI")
 DESCRIPTION = Struct("<QIQ")
+MAX_NEXT_NUMBER = 10**17  # names of segments have at most 18 digits
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,18 @@ class Manifest:
     def advanced(
         self, next_number: int, sequence: int, active: Description
     ) -> Manifest:
-        """Return the manifest after a crash: both counters, and what was recovered."""
+        """Return the manifest with both counters, and the log as far as it is safe."""
         next_number = max(self.next_number, next_number)
         return replace(self, next_number=next_number, sequence=sequence, active=active)
+
+    def possible(self) -> bool:
+        """Say whether every number is one that a store can have come to."""
+        numbers = [each.number for each in (*self.sealed, self.active)]
+        return (
+            len(set(numbers)) == len(numbers)
+            and max(numbers) < self.next_number <= MAX_NEXT_NUMBER
+            and self.sequence <= MAX_SEQUENCE
+        )
 
     def encode(self) -> bytes:
         """Return the file's bytes."""
@@ -133,7 +143,10 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
         )
     body = raw[MANIFEST_HEAD.size : -CHECKSUM.size]
     *sealed, active = map(Description._make, DESCRIPTION.iter_unpack(body))
-    return Manifest(next_number, sequence, tuple(sealed), active)
+    manifest = Manifest(next_number, sequence, tuple(sealed), active)
+    if not manifest.possible():
+        raise CorruptionError(path, 12, "no store has such numbers")
+    return manifest
 
 
 def read_manifest(filesystem: FileSystem, directory: str) -> Manifest:

@@ -145,8 +145,8 @@ def recover(
 ) -> Recovered:
     """Build the index of a store from its segments.
 
-    `sealed` must be whole, `active` up to what `synced`, from the mark, says. Behind the
-    length that is known of `active`, every record has a number above `sequence`.
+    `sealed` must be whole, `active` up to its length and up to what `synced`, from the
+    mark, says. Behind its length every record has a number above `sequence`.
     With `writable` a torn tail is cut off, and all that was accepted is on the disk when
     this returns. Raises `CorruptionError`, and `OSError` where the disk fails: a disk
     that can't be read is no reason to cut anything.
@@ -160,7 +160,7 @@ def recover(
     if active.length == 0:  # a manifest from before this length was noted
         sequence = 0
     outcome = note(result, replay(last, newest, active.length, sequence))
-    safe = synced_length(last, synced)
+    safe = max(active.length, synced_length(last, synced))
     if outcome.end < safe:
         reason = f"the file ends here, and {safe} bytes of it were on the disk"
         raise outcome.trouble or CorruptionError(last.path, outcome.end, reason)
@@ -266,14 +266,14 @@ def survey(segment: Segment) -> Iterator[Entry | Damage]:
         segment.check_header()
     except (CorruptionError, NewerFormatError):
         yield Damage(segment.path, 0, HEADER_BYTES, "the header is not what it was")
-    offset = HEADER_BYTES
+    offset, effort = HEADER_BYTES, effort_for(segment)
     while offset < segment.size:
         try:
             for entry in segment.scan(offset):
                 yield entry
                 offset = entry.offset + entry.length
         except CorruptionError as error:
-            offset = next_whole_record(segment, error.offset)
+            offset, effort = search(segment, error.offset, effort)
             yield Damage(
                 segment.path, error.offset, offset - error.offset, error.reason
             )
@@ -294,7 +294,16 @@ def next_whole_record(segment: Segment, start: int) -> int:
     Lengths that may be damaged can't be trusted to lead there. So every place is tried
     that looks like the start of a record, until the effort is spent.
     """
-    effort = SEARCH_EFFORT * max(segment.size, MEBIBYTE)
+    return search(segment, start, effort_for(segment))[0]
+
+
+def effort_for(segment: Segment) -> int:
+    """Return how many bytes all searches in a segment together may read."""
+    return SEARCH_EFFORT * max(segment.size, MEBIBYTE)
+
+
+def search(segment: Segment, start: int, effort: int) -> tuple[int, int]:
+    """Do what `next_whole_record` says, and return what is left of the effort as well."""
     offset, tail = start, b""
     for piece in segment.pieces(start):
         window = tail + piece
@@ -303,12 +312,12 @@ def next_whole_record(segment: Segment, start: int) -> int:
             claimed = claimed_length(window, likely.start(), segment.size - place)
             effort -= GUESS_BYTES + claimed
             if effort < 0:
-                return segment.size
+                return segment.size, effort
             if claimed and segment.is_whole_at(place, claimed):
-                return place
+                return place, effort
         offset += len(piece)
         tail = window[1 - HEAD.size :]
-    return segment.size
+    return segment.size, effort
 
 
 def claimed_length(window: bytes, place: int, available: int) -> int:

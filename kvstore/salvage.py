@@ -24,7 +24,7 @@ from kvstore.filesystem import DISK, FileSystem
 from kvstore.index import unpack
 from kvstore.manifest import Manifest, read_manifest
 from kvstore.mark import read_mark
-from kvstore.recovery import Damage, Newest, survey
+from kvstore.recovery import LOST_BEFORE, Damage, Newest, survey
 from kvstore.reports import Salvage
 from kvstore.segment import (
     HEADER_BYTES,
@@ -62,7 +62,7 @@ def salvage(
             damage.append(found)
             continue
         segments[found.number] = found
-        for piece in whole_batches(found):
+        for piece in whole_batches(found, manifest):
             if isinstance(piece, Damage):
                 damage.append(piece)
             else:
@@ -130,10 +130,28 @@ def open_readable(
     return segment
 
 
-def whole_batches(segment: Segment) -> Iterator[Entry | Damage]:
+def without_lost(
+    segment: Segment, manifest: Manifest | None
+) -> Iterator[Entry | Damage]:
+    """Yield what `survey` finds, but call a record that was lost before damage."""
+    old_until, sequence = segment.size, 0
+    if manifest and manifest.active[:2] == segment.describe()[:2]:  # number and seed
+        old_until, sequence = manifest.active.length or segment.size, manifest.sequence
+    for found in survey(segment):
+        offset, length = found.offset, found.length
+        is_old = isinstance(found, Entry) and found.sequence <= sequence
+        if is_old and offset >= old_until:
+            yield Damage(segment.path, offset, length, LOST_BEFORE)
+        else:
+            yield found
+
+
+def whole_batches(
+    segment: Segment, manifest: Manifest | None
+) -> Iterator[Entry | Damage]:
     """Yield what `survey` finds, but for a last batch whose end is not there."""
     batch: list[Entry] = []
-    for found in survey(segment):
+    for found in without_lost(segment, manifest):
         if isinstance(found, Entry):
             batch.append(found)
             if found.continued:

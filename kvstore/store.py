@@ -268,6 +268,7 @@ class Store(MutableMapping[bytes, bytes]):
         self._segments = recovered.segments
         self._active = recovered.active
         self._sequence = self._synced = recovered.sequence
+        self._reached = self._active.describe()  # what the last fsync reached
         self._numbers = itertools.count(manifest.next_number)
         self._segment_bytes = segment_bytes
         self._full = self._active.size >= segment_bytes
@@ -523,7 +524,7 @@ class Store(MutableMapping[bytes, bytes]):
             except OSError as error:
                 self._refuse("an fsync", error)
                 raise
-            self._synced = newest
+            self._synced, self._reached = newest, reached
             self._move_mark(reached)
 
     def _move_mark(self, reached: Description) -> None:
@@ -574,6 +575,7 @@ class Store(MutableMapping[bytes, bytes]):
             self._active = fresh
             self._full = False
         self._synced = self._sequence  # the seal's fsync covered them all
+        self._reached = fresh.describe()
 
     def _new_segment(self) -> Segment:
         return Segment.create(self._filesystem, self._directory, next(self._numbers))
@@ -631,11 +633,10 @@ class Store(MutableMapping[bytes, bytes]):
     def _merge(
         self, sources: list[Segment], others: list[Segment], merged: Merge
     ) -> None:
-        """Write the new segments, and sync the log for what made records dead."""
+        """Write the new segments; if that can't be done, leave nothing of them."""
         size = self._segment_bytes
         try:
             merge(self._index, sources, others, self._new_segment, size, merged)
-            self._sync_through(self._sequence)
         except Exception:
             self._remove(merged.results)
             raise
@@ -644,10 +645,10 @@ class Store(MutableMapping[bytes, bytes]):
         """Let the new segments take the place of the old: on disk, then in memory."""
         numbers = {segment.number for segment in sources}
         with self._changing_files:
-            manifest = self._manifest.compacted(numbers, merged.descriptions())
             try:
+                manifest = self._without(numbers, merged)
                 stage(self._filesystem, self._directory, manifest)
-            except OSError:
+            except Exception:
                 self._remove(merged.results)
                 raise
             with self._whole_or_refused("the change to compacted segments"):
@@ -655,6 +656,18 @@ class Store(MutableMapping[bytes, bytes]):
                 self._manifest = manifest
                 self._switch(numbers, merged)
         self._remove(sources)
+
+    def _without(self, numbers: set[int], merged: Merge) -> Manifest:
+        """Sync the log for what made records dead, and return the manifest without them.
+
+        The manifest notes how far the log was synced, since from now on there is no
+        older record to fall back on.
+        """
+        self._sync_through(self._sequence)
+        with self._syncing:
+            safe = self._synced, self._reached
+        manifest = self._manifest.compacted(numbers, merged.descriptions())
+        return manifest.advanced(manifest.next_number, *safe)
 
     def _switch(self, numbers: set[int], merged: Merge) -> None:
         """Point the index to the new segments, some keys at a time, then drop the old."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from support import files
 import kvstore
 from kvstore.filesystem import DISK
 from kvstore.manifest import (
+    MAX_NEXT_NUMBER,
     Manifest,
     begin,
     commit,
@@ -27,6 +29,7 @@ from kvstore.manifest import (
     stage,
 )
 from kvstore.mark import Mark, read_mark
+from kvstore.record import MAX_SEQUENCE
 from kvstore.segment import HEADER_BYTES, Description, Segment, segment_name
 
 # magic, version, next number, sequence number, how many are sealed
@@ -41,17 +44,20 @@ SEALED = Description(number=1, seed=0x66F5BD5F, length=136)
 ACTIVE = Description(number=2, seed=0xC1B20E4E, length=0)
 GOLDEN_MANIFEST = Manifest(next_number=3, sequence=4, sealed=(SEALED,), active=ACTIVE)
 
-eight_bytes = st.integers(0, (1 << 64) - 1)
-descriptions = st.builds(
-    Description, eight_bytes, st.integers(0, (1 << 32) - 1), eight_bytes
-)
-manifests = st.builds(
-    Manifest,
-    eight_bytes,
-    eight_bytes,
-    st.lists(descriptions, max_size=20).map(tuple),
-    descriptions,
-)
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    """Draw a manifest that a store could have."""
+    numbers = st.integers(0, MAX_NEXT_NUMBER - 1)
+    seeds, lengths = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
+    *sealed, active = [
+        Description(number, draw(seeds), draw(lengths))
+        for number in draw(st.lists(numbers, min_size=1, max_size=20, unique=True))
+    ]
+    highest = max(each.number for each in (*sealed, active))
+    next_number = draw(st.integers(highest + 1, MAX_NEXT_NUMBER))
+    sequence = draw(st.integers(0, MAX_SEQUENCE))
+    return Manifest(next_number, sequence, tuple(sealed), active)
 
 
 def test_a_manifest_becomes_the_bytes_that_it_always_became() -> None:
@@ -77,7 +83,7 @@ def test_a_store_of_old_is_still_read(tmp_path: Path) -> None:
 
 
 @FIXED
-@given(manifests)
+@given(manifests())
 def test_what_was_encoded_comes_back(manifest: Manifest) -> None:
     assert decode_manifest(manifest.encode(), "path") == manifest
 
@@ -107,6 +113,22 @@ def test_a_count_that_does_not_fit_is_refused(count: int) -> None:
     with pytest.raises(kvstore.CorruptionError, match="do not fit") as caught:
         decode_manifest(resealed(counted), "path")
     assert caught.value.offset == 28
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        replace(GOLDEN_MANIFEST, next_number=2),
+        replace(GOLDEN_MANIFEST, next_number=MAX_NEXT_NUMBER + 1),
+        replace(GOLDEN_MANIFEST, sequence=MAX_SEQUENCE + 1),
+        replace(GOLDEN_MANIFEST, sealed=(SEALED, SEALED)),
+        replace(GOLDEN_MANIFEST, sealed=(ACTIVE,)),
+    ],
+)
+def test_numbers_that_no_store_can_have_are_refused(impossible: Manifest) -> None:
+    with pytest.raises(kvstore.CorruptionError, match="no store") as caught:
+        decode_manifest(impossible.encode(), "path")
+    assert caught.value.offset == 12
 
 
 @pytest.mark.parametrize("raw", [b"", b"KVMANI", b"GDBM\r\n" * 9, bytes(76)])

@@ -24,6 +24,9 @@ from support import (
 import kvstore
 from kvstore.filesystem import DISK
 from kvstore.manifest import read_manifest
+from kvstore.record import OVERHEAD_BYTES
+from kvstore.segment import HEADER_BYTES, segment_name
+from kvstore.simdisk import SimulatedDisk
 
 
 @pytest.fixture
@@ -323,3 +326,29 @@ def test_no_record_is_dropped_for_one_that_is_not_on_the_disk_yet(
         if not where:
             break
     assert die_at > 10, "a compaction is meant to make some calls"
+
+
+def test_a_record_that_made_older_ones_dead_is_never_a_torn_tail() -> None:
+    """The list of pitfalls does not have this one either.
+
+    A compaction drops a tombstone because of a newer put in the active segment. If that
+    put is damaged later, and a stale mark does not vouch for it, the damage would pass
+    for a torn tail, and the oldest put of all would be back.
+    """
+    disk = SimulatedDisk()
+    db = kvstore.open("store", segment_bytes=150, filesystem=disk)
+    db[b"key"] = b"one"
+    db[b"live"] = b"x" * 120  # the segment is full, and not worth compacting
+    db[b"other"] = b"y" * 50
+    del db[b"key"]
+    del db[b"other"]
+    db[b"full"] = b""
+    db[b"key"] = b"two"
+    assert db.compact(0.7).records_dropped == 3, "the tombstone is among them"
+    active = f"store/{segment_name(3)}"
+    for _, image in disk.power_cut().images(1000):
+        raw = bytearray(image[active])
+        raw[HEADER_BYTES + OVERHEAD_BYTES] ^= 1
+        after = SimulatedDisk({**image, active: bytes(raw)})
+        with pytest.raises(kvstore.CorruptionError, match=segment_name(3)):
+            kvstore.open("store", "r", filesystem=after)

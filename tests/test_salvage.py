@@ -134,6 +134,23 @@ def test_a_batch_without_an_end_is_left_out(tmp_path: Path) -> None:
     assert report.left_out != ()
 
 
+def test_a_record_that_was_lost_once_is_not_brought_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with kvstore.open(store) as db:
+        db[b"kept"] = b"1"
+        length = segments(store)[0].stat().st_size
+        db[b"lost"] = b"2"
+    whole = segments(store)[0].read_bytes()
+    segments(store)[0].write_bytes(whole[:length])  # the power went before that
+    (store / "MARK").unlink()
+    with kvstore.open(store):
+        pass
+    segments(store)[0].write_bytes(whole)  # the sector comes to light
+    report, found = salvaged(store)
+    assert found == {b"kept": b"1"}, "a reader of the damaged store finds no more"
+    assert [each.offset for each in report.left_out] == [length]
+
+
 def test_salvage_reads_a_store_that_is_open_elsewhere(store: Path) -> None:
     with kvstore.open(store) as db:
         db[b"0"] = b"new"

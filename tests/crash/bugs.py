@@ -8,6 +8,7 @@ HERE = "tests/crash"
 POWER_CUT = f"{HERE}/test_power_cuts.py::test_a_power_cut_breaks_no_promise"
 CALL = f"{HERE}/test_calls.py::test_a_call_that_fails_breaks_no_promise"
 DAMAGE = f"{HERE}/test_damage.py::test_damage_is_found_or_does_no_harm"
+FUZZ = f"{HERE}/test_fuzz.py::test_any_bytes_are_read_as_what_they_say_or_refused"
 THREADS = f"{HERE}/test_threads.py::test_threads_at_once_break_no_promise"
 
 
@@ -45,6 +46,11 @@ def call(case: str) -> str:
 def damage(case: str) -> str:
     """Return the name of a test that damages files."""
     return f"{DAMAGE}[{case}]"
+
+
+def fuzz(case: str) -> str:
+    """Return the name of a test that gives bytes of any kind to the parsers."""
+    return f"{FUZZ}[{case}]"
 
 
 def threads(case: str) -> str:
@@ -119,6 +125,15 @@ SYNCS = [
         "            self._sync_through(self._sequence)\n        except Exception:",
         "        except Exception:",
         power_cut("compaction os 512"),
+    ),
+    Bug(
+        "synced-and-not-noted",
+        "a compaction does not note how far the log was synced that made records dead",
+        "store",
+        "        return manifest.advanced(manifest.next_number, *safe)\n",
+        "        return manifest\n",
+        "tests/test_pitfalls_compaction.py::"
+        "test_a_record_that_made_older_ones_dead_is_never_a_torn_tail",
     ),
     Bug(
         "merged-not-synced",
@@ -235,6 +250,14 @@ RECOVERY = [
         power_cut("puts os 512"),
     ),
     Bug(
+        "note-ignored",
+        "recovery ignores how much of the log is safe by the manifest",
+        "recovery",
+        "    safe = max(active.length, synced_length(last, synced))\n",
+        "    safe = synced_length(last, synced)\n",
+        power_cut("compaction os 512"),
+    ),
+    Bug(
         "torn-tail-refused",
         "a torn tail is taken for damage",
         "recovery",
@@ -264,6 +287,22 @@ RECOVERY = [
         "recovery",
         "    segment.cut(offset)\n",
         "    segment.size = offset\n",
+        power_cut("recoveries os 512"),
+    ),
+    Bug(
+        "kept-not-synced",
+        "what is kept of a torn tail is not synced",
+        "recovery",
+        "    filesystem.sync(file)\n    return path\n",
+        "    return path\n",
+        power_cut("recoveries os 512"),
+    ),
+    Bug(
+        "kept-name-not-synced",
+        "the directory is not synced after a torn tail was kept",
+        "recovery",
+        "    filesystem.sync_directory(directory)\n    segment.cut(offset)\n",
+        "    segment.cut(offset)\n",
         power_cut("recoveries os 512"),
     ),
     Bug(
@@ -402,6 +441,15 @@ COMPACTION = [
         "    raw = encode(kind, entry.sequence, entry.key, value, target.seed)\n",
         "    raw = encode(kind, entry.sequence + 99, entry.key, value, target.seed)\n",
         power_cut("meanwhile os 512"),
+    ),
+    Bug(
+        "number-used-again",
+        "the manifest of a compaction gives the numbers of its segments out again",
+        "manifest",
+        "            next_number=max("
+        "[self.next_number, *(each.number + 1 for each in results)]),\n",
+        "",
+        power_cut("compaction os 512"),
     ),
     Bug(
         "index-moved-blindly",
@@ -677,6 +725,30 @@ BYTES = [
         " + DESCRIPTION.size * (count + 1) + CHECKSUM.size:\n",
         "    if count < 0:\n",
         "tests/test_manifest.py::test_a_count_that_does_not_fit_is_refused[2]",
+    ),
+    Bug(
+        "impossible-numbers-believed",
+        "a manifest may name numbers that no store can have",
+        "manifest",
+        "    if not manifest.possible():\n",
+        "    if manifest.sequence < 0:\n",
+        fuzz("limits closed"),
+    ),
+    Bug(
+        "search-without-an-end",
+        "each damaged place may be searched for as long as the first one",
+        "recovery",
+        "            offset, effort = search(segment, error.offset, effort)\n",
+        "            offset = next_whole_record(segment, error.offset)\n",
+        fuzz("search 1"),
+    ),
+    Bug(
+        "salvage-revives",
+        "salvage copies records that were lost before",
+        "salvage",
+        "        if is_old and offset >= old_until:\n",
+        "        if is_old and offset < 0:\n",
+        fuzz("limits open"),
     ),
 ]
 

@@ -15,27 +15,25 @@ the manifest, in any way      an error that names it: `ForeignDirectoryError` if
 a sealed segment, in any way  `CorruptionError` with its path, and the offset of its header
                               or of the record, or batch, in which the damage begins
 the active segment, in its    the same
-header or below the mark
+header or below the mark,
+or below what the manifest
+says of it
 the active segment, above     the history up to the last change that ends before the damage.
-the mark                      `torn_tail` says where that is and how many bytes follow, and
+both                          `torn_tail` says where that is and how many bytes follow, and
                               a writer keeps those. Nothing follows if the file was cut
                               between two changes: that looks like a change never written
-the mark, in any way          nothing is lost. But it vouches for nothing then: all of the
-                              active segment behind its header counts as above the mark
+the mark, in any way          nothing is lost. But it vouches for nothing then: what the
+                              manifest says of the active segment is all that does
 LOCK, MANIFEST.new, segments  nothing
 that the manifest leaves out,
 what was kept of a torn tail
 ============================= ============================================================
 
-Two things are promised less exactly. In both a torn tail is reported, and every value that is
-found was written under its key once:
-
-- A record does not say where in its segment it belongs. Where a sector that begins with a
-  whole record changes places with another one, above the mark or right at it, the record
-  passes for the next one, and those between are cut off with the tail.
-- A compaction drops records that newer ones in the active segment have made dead. If these
-  are damaged, and the mark does not vouch for them, what is found is the newest record of
-  each key among those that are left: an older state of some keys only.
+One thing is promised less exactly. A record does not say where in its segment it belongs.
+Where a sector that begins with a whole record changes places with another one, above the mark
+or right at it, the record passes for the next one, and those between are cut off with the
+tail. A torn tail is reported then, and every value that is found was written under its key
+once.
 
 An error changes no file. What salvage then copies are values that were written, and its
 report is not empty. No damaged length is believed: apart from a header of 32 bytes and
@@ -59,7 +57,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
-from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
@@ -122,15 +119,14 @@ def file_names(image: Image) -> list[str]:
     return sorted(filter(None, (path.removeprefix(in_store("")) for path in paths)))
 
 
-def described(manifest: bytes) -> list[int]:
-    """Return the numbers of the segments in a manifest, the active one last."""
-    body = manifest[DESCRIPTIONS_START:-CHECKSUM_BYTES]
-    return [number for number, _, _ in DESCRIPTION.iter_unpack(body)]
+def described(manifest: bytes) -> list[tuple[int, int, int]]:
+    """Return number, seed and length of a manifest's segments, the active one last."""
+    return list(DESCRIPTION.iter_unpack(manifest[DESCRIPTIONS_START:-CHECKSUM_BYTES]))
 
 
 def active_in(image: Image) -> str:
     """Return the path of the segment that takes records."""
-    return in_store(segment_name(described(image[in_store(MANIFEST)])[-1]))
+    return in_store(segment_name(described(image[in_store(MANIFEST)])[-1][0]))
 
 
 def is_whole(raw: bytes) -> bool:
@@ -139,12 +135,17 @@ def is_whole(raw: bytes) -> bool:
     return checksum.to_bytes(CHECKSUM_BYTES, "little") == raw[-CHECKSUM_BYTES:]
 
 
+def noted(image: Image) -> int:
+    """Return how much of the active segment the manifest vouches for."""
+    return described(image[in_store(MANIFEST)])[-1][2]
+
+
 def vouched_for(image: Image) -> int:
-    """Return how much of the active segment is on the disk for sure, as the mark says."""
+    """Return how much of it is on the disk for sure, as manifest and mark say."""
     mark = image[in_store(MARK)]
     number, length = (int.from_bytes(mark[at : at + 8], "little") for at in (12, 24))
     counts = is_whole(mark) and in_store(segment_name(number)) == active_in(image)
-    return length if counts else HEADER_BYTES
+    return max(noted(image), length if counts else 0)
 
 
 class Borders(NamedTuple):
@@ -179,13 +180,6 @@ def records_in(raw: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
         yield sequence, raw[start + HEAD.size : key_end], value
 
 
-def newest_in(segments: list[bytes]) -> Contents:
-    """Return what undamaged segments hold: of each key the newest record."""
-    records = sorted(itertools.chain(*map(records_in, segments)), key=itemgetter(0))
-    last = {key: value for _, key, value in records}
-    return {key: value for key, value in last.items() if value is not None}
-
-
 def in_common(one: bytes, other: bytes) -> int:
     """Return how many bytes at their start two files have in common."""
     lengths = range(1, min(len(one), len(other)) + 1)
@@ -209,7 +203,6 @@ class Account:
         self.now: Contents = {}
         self.written: set[tuple[bytes, bytes]] = set()
         self.contents: dict[str, dict[int, Contents]] = {}  # by segment, and its length
-        self.compacted: dict[str, int] = {}  # lengths, too
         self.open()
 
     def open(self) -> None:
@@ -253,8 +246,6 @@ class Account:
         """Compact the store."""
         self.db.compact(least_dead)
         self.note(self.now)
-        image = self.disk.image()
-        self.compacted[active_in(image)] = len(image[active_in(image)])
 
     def killed_before_last(self, name: str, work: Callable[[], object]) -> Image:
         """Return what is left if the process dies before the last call of this name."""
@@ -277,14 +268,13 @@ class State:
     image: Image
     log: bytes  # the active segment as it was written, whatever the disk kept of it
     contents: dict[int, Contents]  # at each length of the log at which a change ends
-    compacted: int  # the length of the log when older records were dropped last
     written: set[tuple[bytes, bytes]]
 
     @cached_property
     def segments(self) -> list[str]:
         """Return the paths of the segments in the manifest, the active one last."""
-        numbers = described(self.image[in_store(MANIFEST)])
-        return [in_store(segment_name(number)) for number in numbers]
+        segments = described(self.image[in_store(MANIFEST)])
+        return [in_store(segment_name(number)) for number, _, _ in segments]
 
     @property
     def active(self) -> str:
@@ -293,20 +283,13 @@ class State:
 
     @cached_property
     def safe(self) -> int:
-        """Return how much of the log the mark vouches for."""
+        """Return how much of the log manifest and mark vouch for."""
         return vouched_for(self.image)
 
     @cached_property
     def ends(self) -> list[int]:
         """Return where changes end in the log, rising."""
         return sorted(self.contents)
-
-    def right(self, end: int) -> Contents:
-        """Return what a store holds whose log ends there."""
-        if end >= self.compacted:
-            return self.contents[end]
-        sealed = [self.image[path] for path in self.segments[:-1]]
-        return newest_in([*sealed, self.log[:end]])
 
 
 def left(account: Account, image: Image, log: bytes | None = None) -> State:
@@ -320,7 +303,6 @@ def left(account: Account, image: Image, log: bytes | None = None) -> State:
         with_lock,
         image[active] if log is None else log,
         account.contents[active],
-        account.compacted.get(active, HEADER_BYTES),
         account.written,
     )
 
@@ -369,8 +351,8 @@ def synced(seed: int, size: Size = SMALL) -> Account:
     account.change({b"bob": None})  # the older record is in a segment that stays
     account.change({b"dan": text(5, 40 * size.scale)})
     account.change({b"dan": text(6, 22 * size.scale)})
-    account.change({b"eve": text(7, 10 * size.scale)})
     account.compact(0.6)
+    account.change({b"eve": text(7, 10 * size.scale)})
     account.db.sync()
     return account
 
@@ -410,7 +392,7 @@ def left_torn(seed: int) -> State:
     log = account.disk.image()[active_in(account.disk.image())]
     torn = log[:128] + bytes(32) + log[160:]
     for _, image in account.disk.power_cut().images(10_000):
-        mark_is_new = vouched_for(image) > HEADER_BYTES
+        mark_is_new = vouched_for(image) > noted(image)
         if mark_is_new and image[active_in(image)] == torn:
             return left(account, image, log)
     raise AssertionError("a power cut is meant to leave such a hole, among others")
@@ -740,7 +722,7 @@ def expected(state: State, damaged: Image) -> Expected:
         if damaged.get(path) != state.image[path]:
             errors[path] = places_in_segment(state.image[path], damaged.get(path))
     mark_stands = damaged.get(in_store(MARK)) == state.image[in_store(MARK)]
-    safe = state.safe if mark_stands else HEADER_BYTES
+    safe = state.safe if mark_stands else noted(state.image)
     log = damaged.get(state.active)
     whole = 0 if log is None else in_common(state.log, log)
     moved = log is not None and stands_elsewhere(state.log, log, whole)
@@ -756,7 +738,7 @@ def places_for_manifest(raw: bytes | None) -> dict[str, set[int]]:
     if raw is None:
         return {path: {0}}
     if is_whole(raw):
-        return {in_store(segment_name(number)): {20} for number in described(raw)}
+        return {in_store(segment_name(number)): {20} for number, _, _ in described(raw)}
     return {path: {len(raw) if len(raw) < SHORTEST_MANIFEST else 0}}
 
 
@@ -897,7 +879,7 @@ class Trial:
 
     def check_contents(self, found: Found) -> None:
         """Check that no error was due, and that the answers are right."""
-        contents, right = found.contents, self.state.right(self.expected.end)
+        contents, right = found.contents, self.state.contents[self.expected.end]
         answers = f"found {in_words(contents)}, and right is {in_words(right)}"
         if not self.state.written.issuperset(contents.items()):
             raise self.broken(CHECKED, answers)

@@ -74,7 +74,10 @@ CASES = [
     "manifest 1",
     "mark 1",
     "segment 1",
+    "search 1",
     "directory 1",
+    "limits closed",
+    "limits open",
 ]
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -1130,7 +1133,7 @@ SEARCHES, DIRECTORIES = 3, 1500  # of each kind, in a case
 
 def another(seed: int) -> str:
     """Return a case that nobody has run yet."""
-    kinds = [*MAKERS, "directory"]
+    kinds = [*MAKERS, "directory", "search"]
     return f"{kinds[seed % len(kinds)]} {seed}"
 
 

@@ -27,7 +27,7 @@ from proof import Broken, Contents, Tally
 import kvstore
 from kvstore.manifest import LOCK, MANIFEST, decode_manifest
 from kvstore.mark import MARK, decode_mark
-from kvstore.segment import HEADER_BYTES, segment_name
+from kvstore.segment import segment_name
 from kvstore.simdisk import Image, Operation, SimulatedDisk
 
 NAME = "power-cuts"
@@ -69,6 +69,26 @@ class Outcome(NamedTuple):
     broken: str | None  # the promise that broke, whatever the history says
 
 
+class Tail(NamedTuple):
+    """The bytes behind the last whole batch of a log."""
+
+    path: str
+    offset: int
+    raw: bytes
+
+    def is_in(self, image: Image) -> bool:
+        """Say whether these bytes are still there, where they were or kept aside."""
+        kept = (raw for path, raw in image.items() if ".cut-" in path)
+        return image[self.path][self.offset :] == self.raw or self.raw in kept
+
+
+def tail_of(image: Image, offset: int) -> Tail:
+    """Return what stands at the end of the log, from an offset on."""
+    manifest = decode_manifest(image[f"{PATH}/{MANIFEST}"], MANIFEST)
+    path = f"{PATH}/{segment_name(manifest.active.number)}"
+    return Tail(path, offset, image[path][offset:])
+
+
 @dataclass
 class Explorer:
     """Looks at the disk of a life after each call."""
@@ -78,6 +98,7 @@ class Explorer:
     only: tuple[int, ...] = ()  # the one call, and the one state of it, to look at
     limit: int = STATES_A_CALL
     outer: Explorer | None = None  # who looks at the disk that this recovery began from
+    tail: Tail | None = None  # what this recovery has to keep
     calls: int = 0
     tally: Tally = field(default_factory=Counter)
     outcomes: dict[frozenset[tuple[str, bytes]], Outcome] = field(default_factory=dict)
@@ -110,6 +131,8 @@ class Explorer:
 
     def judge(self, image: Image, verdict: Callable[[Contents], str | None]) -> Outcome:
         """Open the store on one state of the disk, and hold it against the history."""
+        if self.tail is not None and not self.tail.is_in(image):
+            raise self.broken("T8, no guesses: a torn tail is not kept", "it is lost")
         key = frozenset(image.items())
         if key not in self.outcomes:
             self.outcomes[key] = self.examine(image)
@@ -140,16 +163,16 @@ class Explorer:
         except BrokenHere as broken:
             return Outcome(None, None, str(broken))
         if self.outer is None and len(self.outcomes) % RECOVERIES == 0:
-            self.recover(image, found)
+            self.recover(image, found, None if torn is None else tail_of(image, torn))
         return Outcome(found, torn, None)
 
-    def recover(self, image: Image, found: Contents | None) -> None:
+    def recover(self, image: Image, found: Contents | None, tail: Tail | None) -> None:
         """Open the store on a disk that loses power again after each call."""
         self.tally["recoveries"] += 1
         disk = SimulatedDisk(image, sector_bytes=self.life.disk.sector_bytes, seed=2)
         history = History([found or {}], founded=found is not None)
         life = Life(disk, history, "os", self.life.chance)
-        inner = Explorer(life, "", (), STATES_A_CALL_OF_A_RECOVERY, self)
+        inner = Explorer(life, "", (), STATES_A_CALL_OF_A_RECOVERY, self, tail)
         inner.tally, inner.outcomes = self.tally, self.outcomes
         disk.watch = inner.look
         life.open()
@@ -182,11 +205,12 @@ def survive(image: Image) -> Opened:
             if not db.verify().ok:
                 raise BrokenHere("T8, no guesses: damage is left in an open store")
             db[NEW] = b"new"
-        with kvstore.open(PATH, filesystem=disk) as db:
+        with kvstore.open(PATH, segment_bytes=1, filesystem=disk) as db:
             if db.torn_tail is not None:
                 raise BrokenHere("T8, no guesses: a torn tail is found twice")
             if dict(db) != (found or {}) | {NEW: b"new"}:
                 raise BrokenHere("T7: opening again has changed the store")
+            db[NEW] = b"newer"  # in a new segment: every number must be free
     except (kvstore.KVStoreError, OSError) as error:
         raise BrokenHere(
             f"T8, no guesses: a crash is taken for damage: {error!r}"
@@ -224,12 +248,13 @@ def feel_damage(image: Image, turn: int) -> None:
     manifest = decode_manifest(image[f"{PATH}/{MANIFEST}"], MANIFEST)
     mark = decode_mark(image.get(f"{PATH}/{MARK}", b""))
     synced = {each.number: each.length for each in manifest.sealed}
-    synced[manifest.active.number] = HEADER_BYTES
+    synced[manifest.active.number] = manifest.active.length
     if mark and mark.synced[:2] == manifest.active[:2]:  # number and seed
-        synced[mark.synced.number] = mark.synced.length
+        number, _, length = mark.synced
+        synced[number] = max(synced[number], length)
     chance = random.Random(turn)
     number, length = chance.choice(list(synced.items()))
-    path, byte = f"{PATH}/{segment_name(number)}", chance.randrange(length)
+    path, byte = f"{PATH}/{segment_name(number)}", chance.randrange(max(length, 1))
     damaged = bytearray(image[path])
     if byte >= len(damaged):
         raise BrokenHere(
