@@ -14,7 +14,8 @@ offset bytes field
 20     8     a sequence number that every record to come exceeds
 28     4     how many sealed segments follow
 32     20 n  each: number (8), seed (4), length in bytes (8)
-...    20    the segment that takes new records; behind this length, all are to come
+...    20    the segment that takes new records: up to this length it is on the disk,
+             and all records behind it are to come
 ...    4     CRC-32 of everything before it
 ====== ===== ================================================================
 
@@ -120,7 +121,8 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
     """Return the manifest in the bytes of the file at `path`.
 
     Raises `ForeignDirectoryError` if this is no manifest at all, `NewerFormatError` for a
-    version that this module does not know, and `CorruptionError` for damage.
+    version that this module does not know, and `CorruptionError` for damage, and for
+    numbers that no store can have.
     """
     if raw[: len(MANIFEST_MAGIC)] != MANIFEST_MAGIC:
         raise ForeignDirectoryError(

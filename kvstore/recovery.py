@@ -266,14 +266,14 @@ def survey(segment: Segment) -> Iterator[Entry | Damage]:
         segment.check_header()
     except (CorruptionError, NewerFormatError):
         yield Damage(segment.path, 0, HEADER_BYTES, "the header is not what it was")
-    offset, effort = HEADER_BYTES, effort_for(segment)
+    offset, effort = HEADER_BYTES, SEARCH_EFFORT * max(segment.size, MEBIBYTE)
     while offset < segment.size:
         try:
             for entry in segment.scan(offset):
                 yield entry
                 offset = entry.offset + entry.length
         except CorruptionError as error:
-            offset, effort = search(segment, error.offset, effort)
+            offset, effort = next_whole_record(segment, error.offset, effort)
             yield Damage(
                 segment.path, error.offset, offset - error.offset, error.reason
             )
@@ -284,26 +284,17 @@ def survey(segment: Segment) -> Iterator[Entry | Damage]:
 LIKELY_HEAD = re.compile(rb"(?s)(?=[\x01\x02\x81\x82].{7}\0.{5}[\x00-\x40])")
 
 MEBIBYTE = 1 << 20
-SEARCH_EFFORT = 64  # how often a search may read the file over before it gives up
+SEARCH_EFFORT = 64  # how often searches in a file may read it over before they give up
 GUESS_BYTES = 1024  # what looking at one likely place costs, in bytes read
 
 
-def next_whole_record(segment: Segment, start: int) -> int:
-    """Return the offset of the next whole record at or after `start`, or the file's end.
+def next_whole_record(segment: Segment, start: int, effort: int) -> tuple[int, int]:
+    """Return the offset of the next whole record at or after `start`, and the effort left.
 
     Lengths that may be damaged can't be trusted to lead there. So every place is tried
-    that looks like the start of a record, until the effort is spent.
+    that looks like the start of a record. If there is none, or the effort (in bytes
+    read) is spent, the offset is the file's end.
     """
-    return search(segment, start, effort_for(segment))[0]
-
-
-def effort_for(segment: Segment) -> int:
-    """Return how many bytes all searches in a segment together may read."""
-    return SEARCH_EFFORT * max(segment.size, MEBIBYTE)
-
-
-def search(segment: Segment, start: int, effort: int) -> tuple[int, int]:
-    """Do what `next_whole_record` says, and return what is left of the effort as well."""
     offset, tail = start, b""
     for piece in segment.pieces(start):
         window = tail + piece

@@ -95,9 +95,9 @@ def segments_of(
         known = [Description(number, 0, 0) for number in present]
     else:
         mark = read_mark(filesystem, directory)
-        last = manifest.active._replace(length=0)
+        last = manifest.active
         if mark and mark.synced[:2] == last[:2]:  # number and seed
-            last = mark.synced
+            last = max(last, mark.synced)  # the longer one
         known = [*manifest.sealed, last]
     for number, seed, length in known:
         path = f"{directory}/{segment_name(number)}"

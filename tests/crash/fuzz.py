@@ -661,7 +661,7 @@ def check_damage(raw: bytes, segment: Segment, damage: Damage, trial: Trial) -> 
 def check_search(raw: bytes, segment: Segment, start: int, trial: Trial) -> None:
     """Raise unless a search finds the next record, as it must in a file of this size."""
     with trial.only():
-        found = next_whole_record(segment, start)
+        found, _ = next_whole_record(segment, start, SEARCH_EFFORT << 20)
     expected = first_record(raw, start, segment.seed)
     if found != expected:
         what = (
@@ -718,7 +718,7 @@ def search_in_a_trap(chance: Random, trial: Trial) -> None:
     trial.steps.append(f"{count} heads that claim all that follows, and a record")
     disk, segment = large_segment(raw, SEARCH_EFFORT + 1, trial)
     with trial.only():
-        found = next_whole_record(segment, 32)
+        found, _ = next_whole_record(segment, 32, SEARCH_EFFORT * len(raw))
     check_extents(disk, {PATH: raw}, trial)
     if found not in (len(raw), len(raw) - len(record)):
         raise trial.broken(AS_IT_SAYS, f"a search found a record at {found}")
