@@ -314,14 +314,22 @@ def draw_matrix(rows: Sequence[tuple[str, Sequence[str]]]) -> Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head, as a table in the page and as lines in plain text."""
+    """Rows of text under a head, as a table in the page and as lines in plain text.
+
+    With a `summary` the page folds the table away behind it.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    summary: str = ""
 
     def _repr_markdown_(self) -> str:
         lines = [self.head, tuple("---" for _ in self.head), *self.rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        if not self.summary:
+            return table
+        opening = f"<details>\n<summary>{self.summary}</summary>"
+        return f"{opening}\n\n{table}\n\n</details>"
 
     def __repr__(self) -> str:
         return "\n".join(" · ".join(row) for row in self.rows)

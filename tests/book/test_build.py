@@ -153,3 +153,8 @@ def test_every_link_inside_the_book_leads_somewhere(html: Path) -> None:
         if not (path.parent / href).exists()
     ]
     assert not broken
+
+
+def test_no_table_is_shown_as_the_text_that_it_is_written_in(html: Path) -> None:
+    bars = re.compile(r"\| *(?:-{3}|\N{EM DASH}) *\|")
+    assert [path.name for path in pages(html) if bars.search(path.read_text())] == []
