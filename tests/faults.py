@@ -55,8 +55,8 @@ class FaultyFileSystem(FileSystem):
     _names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pread: Callable[..., bytes] = self._pread  # type: ignore[misc]
-        self.pwrite: Callable[..., int] = self._pwrite  # type: ignore[misc]
+        self.pread: Callable[..., bytes] = self._pread
+        self.pwrite: Callable[..., int] = self._pwrite
 
     def fail(self, operation: str, error: OSError | None, **where: Any) -> Fault:
         """Have calls of an operation fail; see `Fault` for what `where` can say."""

@@ -18,6 +18,7 @@ from typing import Self
 from faults import Call, Fault, FaultyFileSystem
 
 import kvstore
+from kvstore.filesystem import DISK
 
 PACKAGE_PARENT = Path(kvstore.__file__).resolve().parents[1]
 PATIENCE = 30.0  # seconds after which a test that waits for a thread gives up
@@ -118,19 +119,24 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def read(directory: Path) -> Contents:
+def read(
+    directory: Path | str, filesystem: kvstore.filesystem.FileSystem = DISK
+) -> Contents:
     """Return what a store holds, read by a reader that changes nothing."""
-    with kvstore.open(directory, "r") as db:
+    with kvstore.open(directory, "r", filesystem=filesystem) as db:
         return dict(db)
 
 
-def recovered(directory: Path) -> Contents:
+def recovered(
+    directory: Path | str, filesystem: kvstore.filesystem.FileSystem = NO_SYNC
+) -> Contents:
     """Return what a store holds after a recovery that may mend it, and use it then."""
-    with kvstore.open(directory, filesystem=NO_SYNC) as db:
+    with kvstore.open(directory, filesystem=filesystem) as db:
         found = dict(db)
-        assert db.verify().ok, f"{directory.name}: {db.verify()}"
+        assert db.verify().ok, f"{directory}: {db.verify()}"
         db[b"new"] = b"new"
-    assert read(directory) == found | {b"new": b"new"}, "a mended store takes writes"
+    after = read(directory, filesystem)
+    assert after == found | {b"new": b"new"}, "a mended store takes writes"
     return found
 
 

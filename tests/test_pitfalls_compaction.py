@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults import FaultyFileSystem
-from power import Died, MortalFileSystem
+from power import PATH, remains, stops
 from support import (
-    Contents,
     copy_of,
     files,
     meanwhile,
@@ -25,7 +23,7 @@ import kvstore
 from kvstore.filesystem import DISK
 from kvstore.manifest import read_manifest
 from kvstore.record import OVERHEAD_BYTES
-from kvstore.segment import HEADER_BYTES, segment_name
+from kvstore.segment import HEADER_BYTES, segment_name, segment_numbers
 from kvstore.simdisk import SimulatedDisk
 
 
@@ -39,10 +37,6 @@ def numbers(directory: Path) -> list[int]:
     """Return the numbers of the segments that the manifest names, sealed ones first."""
     manifest = read_manifest(DISK, str(directory))
     return [each.number for each in (*manifest.sealed, manifest.active)]
-
-
-def nothing(_: kvstore.Store) -> None:
-    """Do nothing to a store."""
 
 
 @pytest.mark.parametrize("again", ["opened again", "after another compaction"])
@@ -131,49 +125,31 @@ def test_pitfall_31_the_sequence_number_decides_and_not_the_place(
 OLD = {b"0": b"2" * 20, b"1": b"1" * 20, b"2": b"4" * 20}  # what `full` puts last
 
 
-def full(directory: Path, filesystem: MortalFileSystem) -> kvstore.Store:
+def full(disk: SimulatedDisk) -> kvstore.Store:
     """Return an open store that is worth a compaction, all of it on the disk."""
-    db = kvstore.open(directory, segment_bytes=100, filesystem=filesystem)
+    db = kvstore.open(PATH, segment_bytes=100, filesystem=disk)
     for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
         db[key] = b"%d" % number * 20
     db.sync()
     return db
 
 
-def compact_and_die(
-    directory: Path, die_at: int, prepare: Callable[[kvstore.Store], None]
-) -> tuple[MortalFileSystem, Contents, str]:
-    """Compact a store whose process dies at a change; "" if it does not any more."""
-    directory.mkdir(parents=True)
-    filesystem = MortalFileSystem(directory=directory)
-    db = full(directory, filesystem)
-    prepare(db)
-    expected = dict(db)
-    filesystem.die_at = filesystem.changes + die_at
-    try:
-        db.compact()
-    except Died as death:
-        return filesystem, expected, str(death)
-    return filesystem, expected, ""
-
-
-def test_pitfall_32_a_crash_leaves_the_store_before_or_after_the_compaction(
-    tmp_path: Path,
-) -> None:
-    for die_at in range(1, 1000):
-        directory = tmp_path / str(die_at) / "store"
-        filesystem, expected, where = compact_and_die(directory, die_at, nothing)
-        remains = [
-            *filesystem.after_power_cut(tmp_path / str(die_at) / "cut"),
-            ("killed", copy_of(directory, "killed")),
-        ]
-        for what, found in remains:
-            assert recovered(found) == expected, f"{where}, {what}"
-            left = [int(each.stem) for each in segments(found)]
-            assert left == sorted(numbers(found)), f"{where}, {what}: leftovers stay"
+def test_pitfall_32_a_crash_leaves_the_store_before_or_after_the_compaction() -> None:
+    for number in range(1, 1000):
+        disk = SimulatedDisk()
+        db = full(disk)
+        expected = dict(db)
+        where = stops(disk, number, db.compact)
+        for what, image in remains(disk):
+            after = SimulatedDisk(image)
+            assert recovered(PATH, after) == expected, f"{where}, {what}"
+            manifest = read_manifest(after, PATH)
+            named = {each.number for each in (*manifest.sealed, manifest.active)}
+            left = segment_numbers(after.names(PATH))
+            assert left == sorted(named), f"{where}, {what}: leftovers stay"
         if not where:
             break
-    assert die_at > 10, "a compaction is meant to make some calls"
+    assert number > 10, "a compaction is meant to make some calls"
 
 
 def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:
@@ -299,33 +275,28 @@ def test_pitfall_36_a_full_disk_stops_the_compaction_and_nothing_else(
     assert which > 5, "the disk was meant to be full at every write"
 
 
-def test_no_record_is_dropped_for_one_that_is_not_on_the_disk_yet(
-    tmp_path: Path,
-) -> None:
+def test_no_record_is_dropped_for_one_that_is_not_on_the_disk_yet() -> None:
     """The list of pitfalls does not have this one.
 
     A put makes an older record dead before it is on the disk itself. If a compaction
     drops the older one and power is lost, neither is there.
     """
-
-    def overwrite(db: kvstore.Store) -> None:
+    for number in range(1, 1000):
+        disk = SimulatedDisk()
+        db = full(disk)
         db[b"live"] = b"x" * 100  # nothing is dead in the segment that comes now
         for key in OLD:
             db[key] = b"new"
-
-    for die_at in range(1, 1000):
-        directory = tmp_path / str(die_at) / "store"
-        filesystem, _, where = compact_and_die(directory, die_at, overwrite)
-        after = filesystem.after_power_cut(tmp_path / str(die_at) / "cut")
-        for what, remains in after:
-            found = recovered(remains)
+        where = stops(disk, number, db.compact)
+        for what, image in remains(disk):
+            found = recovered(PATH, SimulatedDisk(image))
             for key, old in OLD.items():
                 assert found.get(key) in (b"new", old), (
                     f"{where}, {what}: {key!r} has neither its new value nor the old"
                 )
         if not where:
             break
-    assert die_at > 10, "a compaction is meant to make some calls"
+    assert number > 10, "a compaction is meant to make some calls"
 
 
 def test_a_record_that_made_older_ones_dead_is_never_a_torn_tail() -> None:

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import pytest
 from faults import FaultyFileSystem
-from power import CHANGES, Died, MortalFileSystem
+from power import CHANGES, PATH, on_a_disk, remains, stops
 from support import (
     NO_SYNC,
     Contents,
@@ -26,6 +26,7 @@ import kvstore
 from kvstore.mark import MARK_BYTES, Mark, decode_mark, encode_mark
 from kvstore.record import HEAD
 from kvstore.segment import HEADER_BYTES, Description
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 
 @pytest.fixture
@@ -124,17 +125,17 @@ def test_pitfall_21_nothing_is_appended_behind_a_torn_tail(path: Path) -> None:
 
 
 def test_pitfall_21_the_cut_is_on_the_disk_before_anything_is_appended(
-    path: Path, tmp_path: Path
+    path: Path,
 ) -> None:
     expected = torn(path)
-    filesystem = MortalFileSystem(directory=path)
-    db = kvstore.open(path, filesystem=filesystem)
-    for what, remains in filesystem.after_power_cut(tmp_path / "opened"):
-        with kvstore.open(remains, "r") as reader:
+    disk = on_a_disk(path)
+    db = kvstore.open(PATH, filesystem=disk)
+    for what, image in remains(disk):
+        with kvstore.open(PATH, "r", filesystem=SimulatedDisk(image)) as reader:
             assert reader.torn_tail is None, f"{what}: the tail is still there"
     db[b"after"] = b"the tear"
-    for what, remains in filesystem.after_power_cut(tmp_path / "written"):
-        found = recovered(remains)
+    for what, image in remains(disk):
+        found = recovered(PATH, SimulatedDisk(image))
         assert found in (expected, expected | {b"after": b"the tear"}), what
 
 
@@ -159,30 +160,27 @@ def test_pitfall_22_an_error_of_the_disk_is_not_taken_for_damage(
 
 
 def test_pitfall_23_recovery_that_dies_at_any_call_can_be_run_again(
-    tmp_path: Path,
+    path: Path,
 ) -> None:
-    expected = torn(tmp_path / "torn")
-    for die_at in range(1, 10_000):
-        directory = copy_of(tmp_path / "torn", f"copy-{die_at}")
-        filesystem = MortalFileSystem(directory=directory, die_at=die_at)
-        try:
-            kvstore.open(directory, filesystem=filesystem).close()
-        except Died as death:
-            where = str(death)
-        else:
+    expected = torn(path)
+    for number in range(1, 10_000):
+        disk = on_a_disk(path)
+        where = stops(disk, number, lambda: kvstore.open(PATH, filesystem=disk))  # noqa: B023
+        if not where:
             break
-        for what, remains in filesystem.after_power_cut(tmp_path / str(die_at)):
-            assert recovered(remains) == expected, f"power lost {where}, {what}"
-        killed = copy_of(directory, f"killed-{die_at}")
-        assert recovered(killed) == expected, f"killed {where}"
-        kept = [raw for name, raw in files(killed).items() if ".cut-" in name]
-        assert any(b"torn" in raw for raw in kept), f"killed {where}: the tail is lost"
-    assert die_at > 8, "this recovery is meant to change something"
+        for what, image in remains(disk):
+            after = SimulatedDisk(image)
+            assert recovered(PATH, after) == expected, f"{where}, {what}"
+            kept = [raw for name, raw in after.image().items() if ".cut-" in name]
+            assert any(b"torn" in raw for raw in kept), (
+                f"{where}, {what}: a tail is lost"
+            )
+    assert number > 8, "this recovery is meant to change something"
 
 
 @pytest.mark.parametrize("mark", ["as it was", "gone"])
 def test_pitfall_24_what_recovery_accepted_is_on_the_disk_before_it_is_served(
-    path: Path, tmp_path: Path, mark: str
+    mark: str,
 ) -> None:
     """The bytes are in the kernel, and the kernel thinks that they are on the disk.
 
@@ -190,21 +188,27 @@ def test_pitfall_24_what_recovery_accepted_is_on_the_disk_before_it_is_served(
     nothing; the bytes have to be written once more.
     """
     expected = {b"ada": b"1815", b"alan": b"1912", b"grace": b"1906"}
-    db = kvstore.open(path)
+    disk = SimulatedDisk()
+    db = kvstore.open(PATH, filesystem=disk)
     db[b"ada"] = b"1815"
     db.sync()
-    synced = segments(path)[0].stat().st_size
     db.update(expected)
-    found = copy_of(path, "found")
+
+    def fault(operation: Operation) -> None:
+        raise OSError(errno.EIO, "Input/output error", operation.path)
+
+    disk.fault = fault
+    with pytest.raises(OSError, match="Input/output error"):
+        db.sync()
+    disk.fault = no_fault
+    disk.end_process()
     if mark == "gone":
-        (found / "MARK").unlink()
-        synced = HEADER_BYTES
-    filesystem = MortalFileSystem(directory=found)
-    filesystem.forget(segments(found)[0].name, synced)
-    with kvstore.open(found, filesystem=filesystem) as opened:
+        disk.remove(f"{PATH}/MARK")
+    with kvstore.open(PATH, filesystem=disk) as opened:
         assert dict(opened) == expected, "recovery accepts all that it can read"
-        for what, remains in filesystem.after_power_cut(tmp_path / "cut"):
-            assert recovered(remains) == expected, f"accepted, served and lost: {what}"
+        for what, image in remains(disk):
+            found = recovered(PATH, SimulatedDisk(image))
+            assert found == expected, f"accepted, served and lost: {what}"
 
 
 def other_marks(path: Path) -> dict[str, bytes | None]:
@@ -323,31 +327,22 @@ def test_pitfall_26_a_mark_inside_a_record_is_modest_or_an_error_and_never_silen
     db.close()
 
 
-def test_pitfall_27_a_store_whose_making_was_interrupted_is_made_anew(
-    tmp_path: Path,
-) -> None:
-    for die_at in range(1, 1000):
-        directory = tmp_path / str(die_at) / "store"
-        directory.parent.mkdir()
-        filesystem = MortalFileSystem(directory=directory, die_at=die_at)
-        try:
-            kvstore.open(directory, filesystem=filesystem).close()
-        except Died as death:
-            where = str(death)
-        else:
+def test_pitfall_27_a_store_whose_making_was_interrupted_is_made_anew() -> None:
+    for number in range(1, 1000):
+        disk = SimulatedDisk()
+        where = stops(disk, number, lambda: kvstore.open(PATH, filesystem=disk))  # noqa: B023
+        if not where:
             break
-        remains = [
-            *filesystem.after_power_cut(tmp_path / str(die_at) / "cut"),
-            ("killed", copy_of(directory, "killed")),
-        ]
-        for what, found in remains:
+        for what, image in remains(disk):
+            after = SimulatedDisk(image)
             try:
-                assert read(found) == {}, f"{where}, {what}: nothing was put yet"
+                assert read(PATH, after) == {}, f"{where}, {what}: nothing was put yet"
             except kvstore.StoreNotFoundError:
                 with pytest.raises(kvstore.StoreNotFoundError):
-                    kvstore.open(found, "w")
-            assert recovered(found) == {}, f"{where}, {what}: it can be made now"
-    assert die_at > 10, "making a store takes some calls"
+                    kvstore.open(PATH, "w", filesystem=after)
+            found = recovered(PATH, after)
+            assert found == {}, f"{where}, {what}: it can be made now"
+    assert number > 10, "making a store takes some calls"
 
 
 def scenes(directory: Path) -> dict[str, Contents]:

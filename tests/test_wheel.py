@@ -25,7 +25,7 @@ print(kvstore.__file__)
 """
 
 
-def run(*command: str | Path, folder: Path) -> str:
+def run(*command: object, folder: Path) -> str:
     done = subprocess.run(
         [str(word) for word in command],
         cwd=folder,

@@ -27,7 +27,7 @@ from kvstore.simdisk import Image, Operation, SimulatedDisk
 from kvstore.store import Flag
 
 NAME = "calls"
-ERRORS = {
+ERRORS: dict[str, int] = {
     name: getattr(errno, name)
     for name in ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "EINTR")
 }

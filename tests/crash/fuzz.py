@@ -1172,14 +1172,17 @@ def check_file(name: str) -> Outcome:
 
 def try_bytes(kind: str, chance: Random, case: str) -> Tally:
     """Try inputs for one parser."""
-    make, inputs = MAKERS[kind]
-    tally = Tally()
-    for _ in range(inputs):
-        trial = Trial(case)
-        outcome = CHECKS[kind](make(chance, trial), trial)
-        check_unchanged(outcome, trial)
-        tally[count(kind, outcome)] += 1
-    return tally
+    _, inputs = MAKERS[kind]
+    return Tally(count(kind, try_input(kind, chance, case)) for _ in range(inputs))
+
+
+def try_input(kind: str, chance: Random, case: str) -> Outcome:
+    """Try one input for one parser."""
+    make, _ = MAKERS[kind]
+    trial = Trial(case)
+    outcome = CHECKS[kind](make(chance, trial), trial)
+    check_unchanged(outcome, trial)
+    return outcome
 
 
 def check_unchanged(outcome: Outcome, trial: Trial) -> None:

@@ -31,13 +31,13 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import calls  # noqa: E402 - the folder has to be on the path first
+import bugs  # noqa: E402 - the folder has to be on the path first
+import calls  # noqa: E402
 import damage  # noqa: E402
 import fuzz  # noqa: E402
 import kills  # noqa: E402
 import model  # noqa: E402
 import power_cuts  # noqa: E402
-import sabotage  # noqa: E402
 import share  # noqa: E402
 import threads  # noqa: E402
 from proof import Broken, Programme, Tally  # noqa: E402
@@ -135,7 +135,7 @@ def write(tallies: dict[str, Tally]) -> None:
     """Store the counts that are the same in every run, and the planted bugs, for the book."""
     told = {
         "figures": {name: share.steady(tally) for name, tally in tallies.items()},
-        "bugs": [[bug.words, bug.module, bug.test] for bug in sabotage.BUGS],
+        "bugs": [[bug.words, bug.module, bug.test] for bug in bugs.BUGS],
     }
     share.FIGURES.write_text(
         json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8"
@@ -152,8 +152,8 @@ def main() -> int:
             f"seed {options.seed}; the same seed tries the same cases in the same order"
         )
         seconds = 60 * options.minutes
-        cases = new_cases(options.only, options.seed)
-        return report(with_bar(results(cases, time.monotonic() + seconds), seconds))
+        new = new_cases(options.only, options.seed)
+        return report(with_bar(results(new, time.monotonic() + seconds), seconds))
     cases = list(share_of_the_tests(options.only))
     found = tqdm(results(iter(cases), math.inf), total=len(cases), unit="cases")
     if not options.write:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import fuzz
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import FIXED
 from share import Share
 
 from kvstore.errors import (
@@ -97,6 +100,28 @@ def test_any_bytes_are_read_as_what_they_say_or_refused(case: str) -> None:
     for outcome in REACHED.get(kind, []):
         words = fuzz.count(kind, outcome)
         assert SHARE.tally[words], f"none of the {words}: the inputs show little"
+
+
+@pytest.mark.parametrize("kind", fuzz.MAKERS)
+def test_hypothesis_finds_no_bytes_that_mislead(kind: str) -> None:
+    """Let Hypothesis make the choices: what it finds, it makes as small as it can."""
+
+    @FIXED
+    @given(st.randoms(use_true_random=False))
+    def give(chance: fuzz.Random) -> None:
+        fuzz.try_input(kind, chance, f"{kind} by Hypothesis")
+
+    give()
+
+
+@FIXED
+@given(st.binary(max_size=200))
+def test_bytes_that_nobody_wrote_are_refused(raw: bytes) -> None:
+    for kind, check in fuzz.CHECKS.items():
+        trial = fuzz.Trial(f"{kind} by Hypothesis", [repr(raw)])
+        assert check(raw, trial) != "whole", (
+            f"T8, no guesses: {raw!r} passes for a {kind}"
+        )
 
 
 def test_the_book_says_how_many_inputs_that_were() -> None:
