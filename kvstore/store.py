@@ -405,10 +405,13 @@ class Store(MutableMapping[bytes, bytes]):
         return self._sequence
 
     def _write(self, active: Segment, raw: bytes) -> int:
+        """Append to the log. Where that fails, `_rotate` comes before the next record."""
         try:
             offset = active.append(raw)
-        except WriteRefusedError as error:
-            self._refusal = error
+        except BaseException as error:
+            self._full = True
+            if isinstance(error, WriteRefusedError):
+                self._refusal = error
             raise
         self._full = active.size >= self._segment_bytes
         return offset
@@ -541,12 +544,33 @@ class Store(MutableMapping[bytes, bytes]):
             )
 
     def _rotate(self) -> None:
-        """Begin a new segment, if no other thread did so meanwhile."""
+        """Make the log ready for a record, if no other thread did so meanwhile."""
         with self._changing_files, self._syncing, self._writing:
             if self._refusal is not None:
                 raise self._refused()
-            if self._full:
+            if self._append_failed():
+                self._note_the_end()
+            elif self._full:
                 self._begin_segment()
+
+    def _append_failed(self) -> bool:
+        """Say whether an append has failed, and nothing has been written since."""
+        return self._full and self._active.size < self._segment_bytes
+
+    def _note_the_end(self) -> None:
+        """Go on behind an append that failed. All three locks are held.
+
+        The next record stands where that one was begun. A power cut may show sectors of
+        one beside sectors of the other, so the manifest notes which numbers are gone.
+        """
+        end = self._seal()
+        next_number = self._manifest.next_number
+        manifest = self._manifest.advanced(next_number, self._sequence, end)
+        stage(self._filesystem, self._directory, manifest)
+        with self._whole_or_refused("the change of the manifest"):
+            commit(self._filesystem, self._directory)
+            self._manifest = manifest
+        self._full = False
 
     def _begin_segment(self) -> None:
         """Seal the active segment and begin another. All three locks are held.
@@ -556,11 +580,7 @@ class Store(MutableMapping[bytes, bytes]):
         The order matters: what is sealed is on the disk before the manifest says so, and
         the manifest is on the disk before the new segment takes a record.
         """
-        try:
-            sealed = self._active.seal()
-        except OSError as error:
-            self._refuse("the fsync of a full segment", error)
-            raise
+        sealed = self._seal()
         fresh = self._new_segment()
         manifest = self._manifest.rotated(sealed, fresh.describe(), self._sequence)
         try:
@@ -576,6 +596,13 @@ class Store(MutableMapping[bytes, bytes]):
             self._full = False
         self._synced = self._sequence  # the seal's fsync covered them all
         self._reached = fresh.describe()
+
+    def _seal(self) -> Description:
+        try:
+            return self._active.seal()
+        except OSError as error:
+            self._refuse("the fsync of a segment", error)
+            raise
 
     def _new_segment(self) -> Segment:
         return Segment.create(self._filesystem, self._directory, next(self._numbers))
@@ -748,13 +775,13 @@ class Store(MutableMapping[bytes, bytes]):
                 self._let_go()
 
     def _sync_for_good(self) -> None:
-        """Make everything durable, the mark too, and say in it that we closed."""
-        try:
-            end = self._active.seal()
-        except OSError as error:
-            self._refuse("the last fsync", error)
-            raise
-        self._mark.write(end, closed=True)
+        """Make everything durable, the mark too, and say in it that we closed.
+
+        If an append has failed just before, the next open has to note the end as it does
+        after a crash.
+        """
+        end = self._seal()
+        self._mark.write(end, closed=not self._append_failed())
         self._mark.sync()
 
     def _let_go(self) -> None:

@@ -17,12 +17,14 @@ from types import SimpleNamespace
 
 import pytest
 from faults import FaultyFileSystem
+from power import PATH
 from samples import first_missing
-from support import NO_SYNC, Worker, copy_of, files, read
+from support import NO_SYNC, Worker, copy_of, files, read, record_bytes, recovered
 
 import kvstore
 from kvstore.filesystem import DISK, File
 from kvstore.segment import HEADER_BYTES, Segment
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 FIRST, SECOND, THIRD = (f"0000000{n}.segment" for n in (1, 2, 3))
 CHANGES = ("write", "truncate", "sync", "sync_directory", "create", "rename", "remove")
@@ -161,6 +163,38 @@ def test_pitfall_12_what_failed_is_not_written_later(tmp_path: Path) -> None:
     db.close()
     assert b"FAILED" not in (tmp_path / "store" / FIRST).read_bytes()
     assert read(tmp_path / "store") == {b"ada": b"1815"}
+
+
+def test_no_half_of_a_failed_batch_is_taken_for_half_of_the_next() -> None:
+    """The list of pitfalls does not have this one.
+
+    The disk is full in the middle of a batch. What got through is cut off, and a batch
+    of the same lengths takes its place. Then power is lost, and the disk shows the first
+    record of the one and the second of the other: both whole, with numbers that rise.
+    """
+    disk = SimulatedDisk(sector_bytes=HEADER_BYTES)
+    db = kvstore.open(PATH, filesystem=disk)
+    lost, kept = ({b"1": text * 12, b"2": text * 12} for text in (b"-", b"+"))
+    assert record_bytes(b"1", kept[b"1"]) == HEADER_BYTES, "a record fills a sector"
+    room = [HEADER_BYTES]
+
+    def fault(operation: Operation) -> int | None:
+        if operation.name != "write":
+            return None
+        if not room:
+            raise full()
+        return room.pop()
+
+    disk.fault = fault
+    with pytest.raises(OSError, match="no room"), db.batch() as batch:
+        batch[b"1"], batch[b"2"] = lost[b"1"], lost[b"2"]
+    disk.fault = no_fault
+    with db.batch() as batch:
+        batch[b"1"], batch[b"2"] = kept[b"1"], kept[b"2"]
+    cut = disk.power_cut()
+    for picks, image in cut.images(1000):
+        found = recovered(PATH, SimulatedDisk(image))
+        assert found in ({}, kept), cut.describe(picks)
 
 
 def test_pitfall_12_a_put_that_returned_outlives_the_process(tmp_path: Path) -> None:

@@ -39,7 +39,12 @@ SHORT: dict[str, Callable[[int], int]] = {
 DROPPED = "EIO-dropped"
 # As EIO, and so does every call behind it, until the user tries once more.
 LASTING = "EIO-lasting"
-FAULTS = (*ERRORS, DROPPED, LASTING, *SHORT)
+# As EIO, and what the call was for is done all the same.
+AFTER = "EIO-after"
+CHANGES = frozenset(
+    {"create", "write", "truncate", "sync", "sync_directory", "rename", "remove"}
+)
+FAULTS = (*ERRORS, DROPPED, LASTING, AFTER, *SHORT)
 CASES = [
     f"{life} {mode} {fault}"
     for life, mode, fault in itertools.product(LIVES, MODES, FAULTS)
@@ -83,7 +88,7 @@ class Trial:
         lead, seed = by_name(name)
         disk = SimulatedDisk(sector_bytes=64, seed=seed)
         disk.drops_pages = self.fault == DROPPED
-        disk.fault = self.strike
+        disk.fault, disk.watch = self.strike, self.strike_after
         life = StubbornLife(disk, History(), MODES[mode], random.Random(seed))
         life.trial = self
         try:
@@ -102,6 +107,8 @@ class Trial:
         short = SHORT.get(self.fault)
         if short is not None and operation.name != "write":
             return None
+        if self.fault == AFTER:
+            return None
         self.calls += 1
         if self.calls == self.number:
             self.struck, self.lasts = operation, self.fault == LASTING
@@ -110,6 +117,14 @@ class Trial:
         if short is not None:
             return short(operation.length)
         raise OSError(self.errno, "this call was made to fail", operation.path)
+
+    def strike_after(self, operation: Operation) -> None:
+        """Let the call of this trial fail when it is done."""
+        if self.fault == AFTER and operation.name in CHANGES:
+            self.calls += 1
+            if self.calls == self.number:
+                self.struck = operation
+                raise OSError(self.errno, "this call was made to fail", operation.path)
 
     @property
     def errno(self) -> int:

@@ -6,6 +6,7 @@ others can look at the disk after every single call.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -94,6 +95,25 @@ class Life:
         assert held == self.history.states[-1], (
             "T3, the newest: a get sees an older record"
         )
+
+    def run_out_of_room(self, changes: Changes, room: int) -> None:
+        """Try changes for which the disk has only so many bytes left, and get an error."""
+        parts, fault = [room], self.disk.fault
+
+        def take_what_fits(operation: Operation) -> int | None:
+            if operation.name != "write":
+                return fault(operation)
+            if not parts:
+                raise OSError(errno.ENOSPC, "No space left on device", operation.path)
+            return parts.pop()
+
+        self.disk.fault, self.history.mended = take_what_fits, False
+        try:
+            make(self.db, changes)
+        except (OSError, kvstore.KVStoreError):
+            self.disk.fault, self.history.mended = fault, True
+        else:
+            raise AssertionError("T8, no guesses: a write that did not fit is no error")
 
     def close(self) -> None:
         """Close the store."""
@@ -331,6 +351,24 @@ def ghosts(life: Life) -> None:
     life.close()
 
 
+def shortages(life: Life) -> None:
+    """Run out of room within a batch, and go on with others of the same lengths.
+
+    A record has 32 bytes here too, and all of the first one gets through.
+    """
+    life.segment_bytes = 10_000
+    life.open()
+    life.put(b"0", b"%012d" % 0)
+    life.sync()
+    for number in range(1, 4):
+        life.run_out_of_room({b"1": b"lost, and so", b"2": b"is all of it"}, 32)
+        if number == 2:
+            life.close()
+            life.open()
+        life.change({b"1": b"%012d" % number, b"2": b"%012d" % number})
+    life.close()
+
+
 def anew(life: Life) -> None:
     """Begin with an empty store in place of a full one."""
     life.open()
@@ -396,6 +434,7 @@ LIVES: dict[str, Callable[[Life], None]] = {
     "reopening": reopening,
     "recoveries": recoveries,
     "ghosts": ghosts,
+    "shortages": shortages,
     "anew": anew,
     "by-chance": by_chance,
 }
