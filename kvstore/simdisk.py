@@ -8,7 +8,7 @@ power cut may leave, between a change and the fsync that covers it:
   sectors hold. So writes arrive in part, and in any order. How large a sector is, is a
   choice: 512 or 4,096 bytes as on real disks, or 1, the worst that could be.
 - The length of a file is any that it had since the last fsync. A sector that the length
-  covers and that was never written holds zeros, or stale bytes of an older file.
+  covers and that was never written holds zeros, or stale bytes of something older.
 - Of a directory, each name that came, changed or went since its last fsync did so or not.
 - After an fsync that failed, nothing is known of what it was for, and a later fsync does
   not ask for that again. Processes see the new bytes, or the old ones once more.
