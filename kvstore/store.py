@@ -692,6 +692,8 @@ class Store(MutableMapping[bytes, bytes]):
         """
         self._sync_through(self._sequence)
         with self._syncing:
+            if self._refusal is not None:  # of a write in another thread meanwhile
+                raise self._refused()
             safe = self._synced, self._reached
         manifest = self._manifest.compacted(numbers, merged.descriptions())
         return manifest.advanced(manifest.next_number, *safe)

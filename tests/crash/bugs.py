@@ -602,6 +602,15 @@ WRITING = [
         "test_a_failed_fsync_ends_the_writes_and_not_the_reads[fail_in_sync]",
     ),
     Bug(
+        "compaction-not-refused",
+        "a compaction ends as if all were well, though the store refuses writes by now",
+        "store",
+        "            if self._refusal is not None:  # of a write in another thread meanwhile\n"
+        "                raise self._refused()\n",
+        "",
+        call("meanwhile always EIO"),
+    ),
+    Bug(
         "failed-batch-seen",
         "the keys of a batch leave the index before the batch is written",
         "store",

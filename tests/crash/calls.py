@@ -48,7 +48,7 @@ FAULTS = (*ERRORS, DROPPED, LASTING, AFTER, *SHORT)
 CASES = [
     f"{life} {mode} {fault}"
     for life, mode, fault in itertools.product(LIVES, MODES, FAULTS)
-    if life not in ("by-chance", "meanwhile") and mode != "interval"
+    if life != "by-chance" and mode != "interval"
 ]
 OUTCOMES = 8  # of the power cut at the end
 
@@ -150,6 +150,8 @@ class StubbornLife(Life):
     """A life that goes on after an error, as its user would: it looks, and tries again."""
 
     trial: Trial
+    compacts = False  # whether a compaction is under way
+    refuses = False  # whether the store takes no more writes while it is
 
     def attempt(self, work: Callable[[], object]) -> bool:
         """Do some work; say whether it came through."""
@@ -170,15 +172,26 @@ class StubbornLife(Life):
             Life.open(self, flag)
 
     def change(self, changes: Changes) -> None:
-        self.comes_through(lambda: Life.change(self, changes))
+        if self.refuses:
+            return  # until the compaction has ended
+        before = self.history.states[-1]
+        self.comes_through(lambda: Life.change(self, changes), before)
 
     def sync(self) -> None:
         if not self.comes_through(lambda: Life.sync(self)):
             Life.sync(self)
 
     def compact(self, least_dead: float = 0.0) -> None:
-        if not self.comes_through(lambda: Life.compact(self, least_dead)):
+        self.compacts = True
+        came_through = self.attempt(lambda: Life.compact(self, least_dead))
+        self.compacts = self.refuses = False
+        if not came_through:
+            self.looks()
             Life.compact(self, least_dead)
+
+    def agree(self) -> None:
+        if not self.attempt(lambda: Life.agree(self)):
+            Life.agree(self)
 
     def close(self) -> None:
         goal = self.history.states[-1]
@@ -188,22 +201,31 @@ class StubbornLife(Life):
             self.reach(goal)
             Life.close(self)
 
-    def comes_through(self, work: Callable[[], None]) -> bool:
+    def comes_through(
+        self, work: Callable[[], None], before: Contents | None = None
+    ) -> bool:
         """Do some work. If it fails, see that the store is as it was, and reach its goal."""
-        before = self.history.states[-1]
         if self.attempt(work):
             return True
+        self.looks(before)
+        return False
+
+    def looks(self, before: Contents | None = None) -> None:
+        """See that the store is as it was, or refuses; then reach the goal of what failed."""
         goal, held = self.history.states[-1], self.held()
-        assert held in (None, before, goal), f"{STILL}; found: {in_words(held or {})}"
+        right = (None, before or goal, *self.history.states[-2:])
+        assert held in right, f"{STILL}; found: {in_words(held or {})}"
         if not self.attempt(lambda: make(self.db, {})):  # the store refuses
+            if self.compacts:
+                self.refuses = True
+                return
             self.attempt(self.db.close)
             self.settle()
             Life.open(self)
-        elif goal is not before:
+        elif before is not None:
             assert held == before, f"{UNCHANGED}; found: {in_words(held or {})}"
             self.history.forget()
         self.reach(goal)
-        return False
 
     def held(self) -> Contents | None:
         """Return what the open store holds; None if bytes that it needs were dropped."""
