@@ -189,6 +189,13 @@ class StubbornLife(Life):
             self.looks()
             Life.compact(self, least_dead)
 
+    def run_out_of_room(self, changes: Changes, room: int) -> None:
+        before = self.trial.struck
+        Life.run_out_of_room(self, changes, room)
+        if self.trial.struck is not before:
+            self.trial.lasts = False
+            self.looks()
+
     def agree(self) -> None:
         if not self.attempt(lambda: Life.agree(self)):
             Life.agree(self)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from history import Changes, History, in_words
 from proof import Contents
+from support import record_bytes
 
 import kvstore
 from kvstore.segment import HEADER_BYTES
@@ -396,12 +397,16 @@ def by_chance(life: Life) -> None:
     life.open()
     for _ in range(chance.randrange(10, 40)):
         what = chance.choice(
-            ("put", "put", "change", "change", "sync", "compact", "end")
+            ("put", "put", "change", "change", "no room", "sync", "compact", "end")
         )
         if what == "put":
             life.put(b"%d" % chance.randrange(6), some_bytes(chance))
         elif what == "change":
             life.change(some_changes(chance, life.history.states[-1]))
+        elif what == "no room":
+            changes = some_changes(chance, life.history.states[-1])
+            sizes = [record_bytes(key, value or b"") for key, value in changes.items()]
+            life.run_out_of_room(changes, some_room(chance, sizes))
         elif what == "sync":
             life.sync()
         elif what == "compact":
@@ -420,6 +425,11 @@ def some_changes(chance: random.Random, state: Contents) -> Changes:
         deletes = name in state and chance.random() < 0.4
         changes[name] = None if deletes else some_bytes(chance)
     return changes
+
+
+def some_room(chance: random.Random, sizes: list[int]) -> int:
+    """Return less room than some records need: often enough for all but the last."""
+    return chance.choice((chance.randrange(sum(sizes)), sum(sizes[:-1])))
 
 
 def some_bytes(chance: random.Random) -> bytes:
