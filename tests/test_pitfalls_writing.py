@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from faults import FaultyFileSystem
-from power import PATH
+from power import CHANGES, PATH
 from samples import first_missing
 from support import NO_SYNC, Worker, copy_of, files, read, record_bytes, recovered
 
@@ -27,7 +27,6 @@ from kvstore.segment import HEADER_BYTES, Segment
 from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 FIRST, SECOND, THIRD = (f"0000000{n}.segment" for n in (1, 2, 3))
-CHANGES = ("write", "truncate", "sync", "sync_directory", "create", "rename", "remove")
 
 
 def full() -> OSError:

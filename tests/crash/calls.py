@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from history import Changes, History, in_words
 from lives import LIVES, MODES, Life, by_name, contents, make
+from power import CHANGES
 from proof import Broken, Contents, Tally
 
 import kvstore
@@ -41,9 +42,6 @@ DROPPED = "EIO-dropped"
 LASTING = "EIO-lasting"
 # As EIO, and what the call was for is done all the same.
 AFTER = "EIO-after"
-CHANGES = frozenset(
-    {"create", "write", "truncate", "sync", "sync_directory", "rename", "remove"}
-)
 FAULTS = (*ERRORS, DROPPED, LASTING, AFTER, *SHORT)
 CASES = [
     f"{life} {mode} {fault}"
