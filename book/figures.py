@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from kvstore.index import Index, pack, unpack
-from kvstore.segment import HEADER_BYTES, Segment
+from kvstore.index import Index, Layers, pack, unpack
+from kvstore.segment import SEGMENT_HEADER_BYTES, Segment
 
 WIDTH = 424
 COLOURS = {
@@ -206,7 +206,7 @@ def segment_strip(
     segment: Segment, index: Index | None = None, mark: int | None = None
 ) -> Strip:
     """Return the strip of a segment. With an index, dead records are told from live ones."""
-    blocks = [Block("header", HEADER_BYTES, "header")]
+    blocks = [Block("header", SEGMENT_HEADER_BYTES, "header")]
     for entry in segment.scan():
         place = pack(segment.number, entry.offset, entry.length)
         live = not entry.deletes if index is None else index.get(entry.key) == place
@@ -247,12 +247,42 @@ def draw_directories(steps: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> 
     return Figure(svg(len(steps) * STRIP - 4, label, shapes), label)
 
 
+def draw_places(
+    places: Sequence[str], moments: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+) -> Figure:
+    """Draw what is in each of some places, a row for each moment.
+
+    A place holds words and has a state; one that holds nothing is "free".
+    """
+    width = (WIDTH - 16) / len(places)
+    shapes, words = [], []
+    for number, place in enumerate(places):
+        middle = 8 + (number + 0.5) * width
+        shapes.append(text(middle, 15, place, 13, text_anchor="middle"))
+    for number, (caption, held) in enumerate(moments):
+        top = 44 + number * STRIP
+        shapes.append(text(8, top - 6, caption, 13, fill=MUTED))
+        for column, (what, state) in enumerate(held):
+            x = 8 + column * width
+            shapes.append(box(x, top, width - 4, 28, state))
+            middle = x + (width - 4) / 2
+            shapes.append(text(middle, top + 18.5, what, 13, text_anchor="middle"))
+        told = (
+            f"{p} {what or 'nothing'}"
+            for p, (what, _) in zip(places, held, strict=True)
+        )
+        words.append(f"{caption}: {', '.join(told)}.")
+    label = " ".join(words)
+    return Figure(svg(len(moments) * STRIP + 20, label, shapes), label)
+
+
 def draw_index(index: Index, segments: Sequence[Segment]) -> Figure:
     """Draw an index over its segments, with a line from each key to its record."""
     strips, above = draw_segments(segments, index), 66
     scale = (WIDTH - 16) / max(segment.size for segment in segments)
     rows = {segment.number: row for row, segment in enumerate(segments)}
-    entries = [(unpack(location), key) for key, location in index.items()]
+    every = Layers((index.top, *index.frozen)).locations()
+    entries = [(unpack(location), key) for key, location in every]
     entries.sort(key=lambda entry: (entry[0].offset, entry[0].segment))
     lines, tops, words = [], [text(8, 14, "index", 12, fill=MUTED)], ["Index:"]
     for number, (place, key) in enumerate(entries):
@@ -333,3 +363,39 @@ class Table:
 
     def __repr__(self) -> str:
         return "\n".join(" · ".join(row) for row in self.rows)
+
+
+# --- the steps of one call ---------------------------------------------------------------
+
+LANE = 68
+Lane = tuple[str, str] | None  # words and a state, or nothing
+
+
+def draw_steps(
+    lanes: Sequence[str], steps: Sequence[tuple[str, Sequence[Lane]]]
+) -> Figure:
+    """Draw what a call does, step by step, and where the bytes are after each.
+
+    A step is its words and, for each lane, what is there after it: words and a state, or
+    None.
+    """
+    left = WIDTH - 8 - LANE * len(lanes)
+    shapes, words = [], []
+    for number, lane in enumerate(lanes):
+        x = left + (number + 0.5) * LANE
+        shapes.append(text(x, 14, lane, 12, fill=MUTED, text_anchor="middle"))
+    for number, (step, places) in enumerate(steps, start=1):
+        top = 22 + (number - 1) * 31
+        shapes.append(text(8, top + 17, f"{number}  {step}", 12))
+        there = []
+        for column, place in enumerate(places):
+            if place is not None:
+                label, state = place
+                x = left + column * LANE
+                shapes.append(box(x + 1.5, top, LANE - 3, 25, state))
+                middle = x + LANE / 2
+                shapes.append(text(middle, top + 17, label, 11.5, text_anchor="middle"))
+                there.append(f"{label} in the {lanes[column]}")
+        words.append(f"{number}, {step}: {', '.join(there) or 'nothing'}.")
+    label = " ".join(words)
+    return Figure(svg(len(steps) * 31 + 24, label, shapes), label)

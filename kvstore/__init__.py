@@ -8,7 +8,8 @@
 This module names what is public, and nothing more.
 """
 
-from kvstore.compaction import Compaction
+from kvstore.damage import Damage
+from kvstore.engine import Batch, Flag, Store, Sync
 from kvstore.errors import (
     BadRecordError,
     ClosedError,
@@ -19,33 +20,41 @@ from kvstore.errors import (
     LockedError,
     NewerFormatError,
     ReadOnlyError,
+    ReentrantError,
     StoreNotFoundError,
+    StoreRemovedError,
+    UnsupportedPlatformError,
     WriteRefusedError,
 )
-from kvstore.recovery import Cut, Damage
-from kvstore.reports import Salvage, Stats, Verification
-from kvstore.salvage import salvage
-from kvstore.store import Batch, Store, open
+from kvstore.opening import open
+from kvstore.recovery import TornTail
+from kvstore.reports import CompactionReport, SalvageReport, Stats, VerificationReport
+from kvstore.salvaging import salvage
 
 __all__ = [
     "BadRecordError",
     "Batch",
     "ClosedError",
-    "Compaction",
+    "CompactionReport",
     "CorruptionError",
-    "Cut",
     "Damage",
+    "Flag",
     "ForeignDirectoryError",
     "KVStoreError",
     "LimitError",
     "LockedError",
     "NewerFormatError",
     "ReadOnlyError",
-    "Salvage",
+    "ReentrantError",
+    "SalvageReport",
     "Stats",
     "Store",
     "StoreNotFoundError",
-    "Verification",
+    "StoreRemovedError",
+    "Sync",
+    "TornTail",
+    "UnsupportedPlatformError",
+    "VerificationReport",
     "WriteRefusedError",
     "open",
     "salvage",

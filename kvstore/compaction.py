@@ -1,4 +1,4 @@
-"""Many segments to fewer: what is dead is left behind.
+"""Many segments to fewer: what is dead is left out.
 
 A put of a key that was there before, and a delete, leave a dead record in some older
 segment. Compaction reads sealed segments in the order of their sequence numbers and
@@ -8,7 +8,7 @@ copies the live records into new ones. It holds to three rules:
    the copy keeps its sequence number, so it can't win over anything newer.
 2. A tombstone is copied if it is the last word on its key and an older record of the key
    lies in a segment that is not being merged. Without it that record would come back.
-3. Nothing is given up for a record that is not on the disk yet. The caller syncs the log
+3. Nothing is given up for a record that is not on the disk yet. The log is synced
    after the copying and before the manifest that forgets the old segments.
 
 This is Bitcask's merge (Sheehy and Smith, 2010) and the cleaner of log-structured file
@@ -20,17 +20,21 @@ few keys are written far more often than the others.
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvstore.files import Files
 from kvstore.index import Index, pack
+from kvstore.log import Log
 from kvstore.record import DELETE, PUT, encode
-from kvstore.segment import HEADER_BYTES, Description, Entry, Segment
+from kvstore.reports import CompactionReport
+from kvstore.segment import SEGMENT_HEADER_BYTES, Entry, Segment, SegmentMeta
 
 
 def dead_share(size: int, live_bytes: int) -> float:
     """Return the share of a segment's record bytes that nobody needs, 0.0 to 1.0."""
-    record_bytes = size - HEADER_BYTES
+    record_bytes = size - SEGMENT_HEADER_BYTES
     return (record_bytes - live_bytes) / record_bytes if record_bytes else 0.0
 
 
@@ -66,7 +70,7 @@ def needed_tombstones(
     """
     last_word: dict[bytes, int] = {}
     for _, entry in in_order(sources):
-        if entry.deletes and entry.key not in index:
+        if entry.deletes and not index.get(entry.key):
             last_word[entry.key] = entry.sequence
     needed: dict[bytes, int] = {}
     for segment in others if last_word else ():
@@ -85,9 +89,9 @@ class Merge:
     kept: int = 0
     dropped: int = 0
 
-    def descriptions(self) -> list[Description]:
+    def metas(self) -> list[SegmentMeta]:
         """Say what the new segments look like from outside."""
-        return [segment.describe() for segment in self.results]
+        return [segment.meta() for segment in self.results]
 
 
 def merge(
@@ -131,16 +135,92 @@ def copy_record(source: Segment, entry: Entry, target: Segment) -> int:
     kind = DELETE if entry.deletes else PUT
     value = source.value(entry.offset, entry.length, entry.key)
     raw = encode(kind, entry.sequence, entry.key, value, target.seed)
-    return pack(target.number, target.append(raw), entry.length)
+    offset = target.append(raw)
+    target.size = offset + len(raw)
+    return pack(target.number, offset, entry.length)
 
 
-@dataclass(frozen=True)
-class Compaction:
-    """What a compaction did. Bytes are those of the segments that it took up."""
+class Compactor:
+    """Compacts an open store, one compaction at a time.
 
-    segments_before: int
-    segments_after: int
-    bytes_before: int
-    bytes_after: int
-    records_kept: int
-    records_dropped: int
+    Its lock comes before that for changing files, and is held while records are copied;
+    readers and writers go on meanwhile.
+    """
+
+    def __init__(self, files: Files, log: Log) -> None:
+        self._files = files
+        self._log = log
+        self.make_lock()
+
+    def make_lock(self) -> None:
+        """Make the lock, and in a forked child make it anew."""
+        self.compacting = threading.RLock()
+
+    def run(self, least_dead: float) -> CompactionReport:
+        """Compact the segments of which at least that share is dead."""
+        with self.compacting:
+            sources, others = self._choose(least_dead)
+            merged = Merge()
+            if sources:
+                try:
+                    self._merge(sources, others, merged)
+                    self._replace(sources, merged)
+                except BaseException:
+                    if self._log.health.trouble is None:  # nothing names them yet
+                        self._files.discard(merged.results)
+                    raise
+            self._log.sweep()
+        return CompactionReport(
+            segments_before=len(sources),
+            segments_after=len(merged.results),
+            bytes_before=sum(segment.size for segment in sources),
+            bytes_after=sum(segment.size for segment in merged.results),
+            records_kept=merged.kept,
+            records_dropped=merged.dropped,
+        )
+
+    def _choose(self, least_dead: float) -> tuple[list[Segment], list[Segment]]:
+        """Return the sealed segments to compact and those to leave as they are."""
+        self._log.health.check()
+        sizes = self._files.sizes()  # first: what is written meanwhile is not dead
+        live = self._log.moment().live_bytes()
+        self._log.fold()
+        worth = worth_compacting(sizes, live, least_dead)
+        if self._log.active.number in worth:
+            self._log.rotate()
+        with self._files.changing:
+            sealed = self._files.sealed()
+        sources = [segment for segment in sealed if segment.number in worth]
+        return sources, [segment for segment in sealed if segment.number not in worth]
+
+    def _merge(
+        self, sources: list[Segment], others: list[Segment], merged: Merge
+    ) -> None:
+        """Write the new segments."""
+        new, size = self._files.new_segment, self._log.segment_bytes
+        merge(self._log.index, sources, others, new, size, merged)
+        for segment in merged.results:
+            segment.takes_no_more()
+
+    def _replace(self, sources: list[Segment], merged: Merge) -> None:
+        """Let the new segments take the place of the old: on disk, then in memory.
+
+        Before that the log is synced, for what made records dead, and the manifest notes
+        how far: from now on there is no older record to fall back on.
+        """
+        numbers = {segment.number for segment in sources}
+        log, files = self._log, self._files
+        with files.changing:
+            with log.syncing:
+                log.sync_through(log.sequence)
+                log.health.check()
+                compacted = files.manifest.compacted(numbers, merged.metas())
+                manifest = compacted.advanced(*log.durable)
+                files.write_aside(manifest)
+            try:
+                files.install(manifest, merged.results)
+                log.move_records(merged.moves)
+                files.retire(sources, self._log.index.next_moment())
+            except BaseException as error:
+                log.health.trouble = "the change to compacted segments", error
+                raise

@@ -55,11 +55,18 @@ class NewerFormatError(KVStoreError):
 
 
 class StoreNotFoundError(KVStoreError):
-    """There is no store at this path, and the flag forbids to make one."""
+    """There is no store at this path, and the flag forbids making one."""
+
+
+class StoreRemovedError(KVStoreError):
+    """The directory of an open store was removed, and what was in it is gone.
+
+    What is in memory can still be read. Write it to another store.
+    """
 
 
 class ForeignDirectoryError(KVStoreError):
-    """What stands at this path is not a store. Nothing was changed; choose another."""
+    """What is at this path is not a store. Nothing was changed; choose another path."""
 
 
 class LockedError(KVStoreError):
@@ -81,6 +88,18 @@ class WriteRefusedError(KVStoreError):
     """The store does not take writes any more, and the message says why.
 
     After a failed fsync nobody knows which of the last writes are on the disk.
-    Reading goes on. Mend the cause and open the store again: opening it checks and
+    Reading goes on. Fix the cause and open the store again: opening it checks and
     writes anew what was not known to be safe.
     """
+
+
+class ReentrantError(KVStoreError, RuntimeError):
+    """The store was called from inside one of its own calls, by the same thread.
+
+    A signal handler or a finalizer can do that. Waiting would be waiting for oneself.
+    Have the handler set a flag, and call the store when the first call has returned.
+    """
+
+
+class UnsupportedPlatformError(KVStoreError):
+    """A store on the disk needs something that Python lacks here; the message says what."""

@@ -15,7 +15,7 @@ offset bytes field
 28     4     how many sealed segments follow
 32     20 n  each: number (8), seed (4), length in bytes (8)
 ...    20    the segment that takes new records: up to this length it is on the disk,
-             and all records behind it are to come
+             and all records after it are to come
 ...    4     CRC-32 of everything before it
 ====== ===== ================================================================
 
@@ -26,72 +26,65 @@ written whole at each change: a store of 64 GiB has a thousand segments, and a m
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
 from struct import Struct
+from typing import NamedTuple
 from zlib import crc32
 
 from kvstore.errors import CorruptionError, ForeignDirectoryError, NewerFormatError
-from kvstore.filesystem import FileSystem
-from kvstore.mark import MARK, MarkFile
+from kvstore.filesystem import Directory, FileSystem
 from kvstore.record import CHECKSUM, MAX_SEQUENCE, RESIDUE
-from kvstore.segment import (
-    HEADER_BYTES,
-    Description,
-    Segment,
-    segment_name,
-    segment_numbers,
-)
+from kvstore.segment import SegmentMeta
 
 MANIFEST = "MANIFEST"
 MANIFEST_ASIDE = "MANIFEST.new"
 MANIFEST_MAGIC = b"KVMANI\r\n"
 MANIFEST_VERSION = 1
 MANIFEST_HEAD = Struct("<8sIQQI")
-DESCRIPTION = Struct("<QIQ")
-MAX_NEXT_NUMBER = 10**17  # names of segments have at most 18 digits
+MANIFEST_ROW = Struct("<QIQ")
+MAX_NEXT_NUMBER = 10**17  # names of segments have at most 17 digits
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The segments that make up a store: the sealed ones, and the one being written."""
+class Manifest(NamedTuple):
+    """The segments that make up a store: the sealed ones, and the one being written.
+
+    `rows` are the sealed ones as they stand in the file: a rotation adds one, and with ten
+    thousand it should not touch all the others.
+    """
 
     next_number: int
     sequence: int
-    sealed: tuple[Description, ...]
-    active: Description
+    rows: bytes
+    active: SegmentMeta
+
+    @property
+    def sealed(self) -> tuple[SegmentMeta, ...]:
+        """Return the segments that take no more records, in the order of the file."""
+        return tuple(map(SegmentMeta._make, MANIFEST_ROW.iter_unpack(self.rows)))
 
     def rotated(
-        self, sealed: Description, active: Description, sequence: int
+        self, sealed: SegmentMeta, active: SegmentMeta, sequence: int
     ) -> Manifest:
         """Return the manifest after the active segment was sealed and a new one made."""
-        return replace(
-            self,
-            next_number=max(self.next_number, active.number + 1),
-            sequence=sequence,
-            sealed=(*self.sealed, sealed),
-            active=active,
-        )
+        next_number = max(self.next_number, active.number + 1)
+        rows = self.rows + MANIFEST_ROW.pack(*sealed)
+        return Manifest(next_number, sequence, rows, active)
 
     def compacted(
-        self, sources: Collection[int], results: Collection[Description]
+        self, sources: Collection[int], results: Collection[SegmentMeta]
     ) -> Manifest:
         """Return the manifest after some sealed segments were merged into new ones."""
-        kept = tuple(
-            segment for segment in self.sealed if segment.number not in sources
-        )
-        return replace(
-            self,
-            next_number=max([self.next_number, *(each.number + 1 for each in results)]),
-            sealed=(*kept, *results),
-        )
+        kept = [segment for segment in self.sealed if segment.number not in sources]
+        next_number = max([self.next_number, *(each.number + 1 for each in results)])
+        rows = rows_of((*kept, *results))
+        return Manifest(next_number, self.sequence, rows, self.active)
 
     def advanced(
-        self, next_number: int, sequence: int, active: Description
+        self, sequence: int, active: SegmentMeta, next_number: int = 0
     ) -> Manifest:
-        """Return the manifest with both counters, and the log as far as it is safe."""
+        """Return the manifest with the log as far as it is safe, and perhaps more numbers."""
         next_number = max(self.next_number, next_number)
-        return replace(self, next_number=next_number, sequence=sequence, active=active)
+        return Manifest(next_number, sequence, self.rows, active)
 
     def possible(self) -> bool:
         """Say whether every number is one that a store can have come to."""
@@ -102,6 +95,11 @@ class Manifest:
             and self.sequence <= MAX_SEQUENCE
         )
 
+    @property
+    def size(self) -> int:
+        """Return how many bytes the file has."""
+        return MANIFEST_HEAD.size + len(self.rows) + MANIFEST_ROW.size + CHECKSUM.size
+
     def encode(self) -> bytes:
         """Return the file's bytes."""
         head = MANIFEST_HEAD.pack(
@@ -109,12 +107,15 @@ class Manifest:
             MANIFEST_VERSION,
             self.next_number,
             self.sequence,
-            len(self.sealed),
+            len(self.rows) // MANIFEST_ROW.size,
         )
-        body = head + b"".join(
-            DESCRIPTION.pack(*each) for each in (*self.sealed, self.active)
-        )
+        body = head + self.rows + MANIFEST_ROW.pack(*self.active)
         return body + CHECKSUM.pack(crc32(body))
+
+
+def rows_of(sealed: Iterable[SegmentMeta]) -> bytes:
+    """Return what the manifest says of sealed segments."""
+    return b"".join(MANIFEST_ROW.pack(*each) for each in sealed)
 
 
 def decode_manifest(raw: bytes, path: str) -> Manifest:
@@ -129,7 +130,7 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
             f"{path} is not the manifest of a store; choose another directory (or, if it "
             f"was one and is damaged, use kvstore.salvage)"
         )
-    if len(raw) < MANIFEST_HEAD.size + DESCRIPTION.size + CHECKSUM.size:
+    if len(raw) < MANIFEST_HEAD.size + MANIFEST_ROW.size + CHECKSUM.size:
         raise CorruptionError(path, len(raw), "the file is too short for a manifest")
     _, version, next_number, sequence, count = MANIFEST_HEAD.unpack_from(raw)
     if version < 1 or crc32(raw) != RESIDUE:
@@ -139,121 +140,52 @@ def decode_manifest(raw: bytes, path: str) -> Manifest:
             f"{path} has format {version}, this program knows up to {MANIFEST_VERSION}; "
             f"open it with a newer version of kvstore"
         )
-    if len(raw) != MANIFEST_HEAD.size + DESCRIPTION.size * (count + 1) + CHECKSUM.size:
+    if len(raw) != MANIFEST_HEAD.size + MANIFEST_ROW.size * (count + 1) + CHECKSUM.size:
         raise CorruptionError(
             path, 28, f"{count} segments do not fit the file's length"
         )
-    body = raw[MANIFEST_HEAD.size : -CHECKSUM.size]
-    *sealed, active = map(Description._make, DESCRIPTION.iter_unpack(body))
-    manifest = Manifest(next_number, sequence, tuple(sealed), active)
+    end = MANIFEST_HEAD.size + MANIFEST_ROW.size * count
+    rows = raw[MANIFEST_HEAD.size : end]
+    active = SegmentMeta._make(MANIFEST_ROW.unpack_from(raw, end))
+    manifest = Manifest(next_number, sequence, rows, active)
     if not manifest.possible():
         raise CorruptionError(path, 12, "no store has such numbers")
     return manifest
 
 
-def read_manifest(filesystem: FileSystem, directory: str) -> Manifest:
+def read_manifest(filesystem: FileSystem, directory: Directory) -> Manifest:
     """Return the manifest of the store in `directory`.
 
     Raises `FileNotFoundError` if there is none, and what `decode_manifest` raises.
     """
-    path = f"{directory}/{MANIFEST}"
-    file = filesystem.open(path)
-    return decode_manifest(filesystem.read(file, filesystem.size(file), 0), path)
+    file = directory.open(MANIFEST)
+    raw = filesystem.read(file, filesystem.size(file), 0)
+    return decode_manifest(raw, f"{directory.path}/{MANIFEST}")
 
 
-def stage(filesystem: FileSystem, directory: str, manifest: Manifest) -> None:
-    """Write the new manifest aside and make it durable. An error here changes nothing."""
-    path = f"{directory}/{MANIFEST_ASIDE}"
-    if filesystem.exists(path):
-        filesystem.remove(path)
-    file = filesystem.create(path)
+def write_manifest_aside(
+    filesystem: FileSystem, directory: Directory, manifest: Manifest
+) -> None:
+    """Write the new manifest beside the old one, and make it durable.
+
+    An error here changes nothing.
+    """
+    if directory.exists(MANIFEST_ASIDE):
+        directory.remove(MANIFEST_ASIDE)
+    file = directory.create(MANIFEST_ASIDE)
     try:
         filesystem.write(file, manifest.encode(), 0)
         filesystem.sync(file)
-    except OSError:
-        filesystem.remove(path)
+    except OSError as error:
+        error.filename = f"{directory.path}/{MANIFEST_ASIDE}"
+        directory.remove(MANIFEST_ASIDE)
         raise
 
 
-def commit(filesystem: FileSystem, directory: str) -> None:
-    """Let the manifest that was staged take the place of the old one.
+def install_manifest(directory: Directory) -> None:
+    """Let the manifest that was written aside take the place of the old one.
 
-    If this raises an `OSError`, nobody knows which of the two is on the disk.
+    If this raises, nobody knows which of the two is on the disk.
     """
-    filesystem.rename(f"{directory}/{MANIFEST_ASIDE}", f"{directory}/{MANIFEST}")
-    filesystem.sync_directory(directory)
-
-
-LOCK = "LOCK"  # the file that the one writer holds locked
-
-
-def find_store(filesystem: FileSystem, directory: str) -> bool:
-    """Say whether there is a store at this path. If not, there is room for one.
-
-    Raises `ForeignDirectoryError` for a directory of other files, `CorruptionError` for a
-    store whose manifest is gone.
-    """
-    if not filesystem.exists(directory):
-        return False
-    try:
-        names = [
-            name for name in filesystem.names(directory) if not name.startswith(".")
-        ]
-    except NotADirectoryError:
-        raise ForeignDirectoryError(
-            f"{directory} is a file; a store is a directory"
-        ) from None
-    if MANIFEST in names or unfinished(filesystem, directory, names):
-        return MANIFEST in names
-    if filesystem.exists(f"{directory}/{MANIFEST}"):
-        return True  # another process has made the store meanwhile
-    if MARK in names or segment_numbers(names):
-        raise CorruptionError(
-            f"{directory}/{MANIFEST}",
-            0,
-            "the manifest is missing, and segments are there",
-        )
-    raise ForeignDirectoryError(
-        f"{directory} holds other files ({names[0]}, for one) and is not a store; "
-        f"choose an empty or a new directory"
-    )
-
-
-def unfinished(filesystem: FileSystem, directory: str, names: Collection[str]) -> bool:
-    """Say whether these are at most the traces of a store whose making was interrupted."""
-    first = segment_name(1)
-    if not {LOCK, MANIFEST_ASIDE, first}.issuperset(names):
-        return False
-    if first not in names:
-        return True
-    try:
-        file = filesystem.open(f"{directory}/{first}")
-    except FileNotFoundError:  # another process begins the making anew
-        return True
-    return filesystem.size(file) <= HEADER_BYTES
-
-
-def begin(filesystem: FileSystem, directory: str, previous: Manifest | None) -> None:
-    """Make an empty store in a directory, in place of the one there, if there is one.
-
-    The new manifest is the moment at which it happens. Before it, nothing is changed.
-    """
-    number = 1 if previous is None else previous.next_number
-    names = filesystem.names(directory)
-    if MANIFEST in names:
-        number = max(number, *(taken + 1 for taken in segment_numbers(names)), 1)
-    elif segment_name(1) in names:
-        filesystem.remove(f"{directory}/{segment_name(1)}")
-    first = Segment.create(filesystem, directory, number)
-    sequence = previous.sequence if previous else 0
-    fresh = Manifest(number + 1, sequence, (), first.describe())
-    stage(filesystem, directory, fresh)
-    commit(filesystem, directory)
-    MarkFile(filesystem, directory).write(first.describe(), closed=True)
-
-
-def leftovers(filesystem: FileSystem, directory: str, manifest: Manifest) -> list[str]:
-    """Return the paths of segments that an interrupted change left behind."""
-    counted = {segment.number for segment in (*manifest.sealed, manifest.active)}
-    found = segment_numbers(filesystem.names(directory))
-    return [f"{directory}/{segment_name(n)}" for n in found if n not in counted]
+    directory.rename(MANIFEST_ASIDE, MANIFEST)
+    directory.sync()

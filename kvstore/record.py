@@ -33,9 +33,9 @@ PUT = 1
 DELETE = 2
 CONTINUED = 128  # added to the kind of every record of a batch but the last
 
-HEAD = Struct("<BQHI")  # kind, sequence number, key length, value length
+RECORD_HEAD = Struct("<BQHI")  # kind, sequence number, key length, value length
 CHECKSUM = Struct("<I")
-OVERHEAD_BYTES = HEAD.size + CHECKSUM.size
+OVERHEAD_BYTES = RECORD_HEAD.size + CHECKSUM.size
 
 MAX_KEY_BYTES = 65_535  # what two bytes of length can say
 MAX_VALUE_BYTES = 1 << 30  # 1 GiB: far below what four bytes can say
@@ -48,9 +48,9 @@ def check(key: bytes, value: bytes) -> None:
     `TypeError` for anything but bytes, `LimitError` for more than 65,535 bytes of key
     or 1 GiB of value.
     """
-    if not isinstance(key, bytes):
+    if type(key) is not bytes:
         raise wrong_type("key", key)
-    if not isinstance(value, bytes):
+    if type(value) is not bytes:
         raise wrong_type("value", value)
     if len(key) > MAX_KEY_BYTES:
         raise LimitError(
@@ -65,18 +65,18 @@ def check(key: bytes, value: bytes) -> None:
 
 def wrong_type(what: str, got: object) -> TypeError:
     """Return the error for a key or value that is not bytes."""
-    advice = "encode it first: text.encode()" if isinstance(got, str) else "use bytes"
+    advice = "encode it first: text.encode()" if isinstance(got, str) else "use bytes()"
     return TypeError(f"a {what} must be bytes, not {type(got).__name__}; {advice}")
 
 
 def encode(kind: int, sequence: int, key: bytes, value: bytes, seed: int) -> bytes:
     """Return the record as bytes, sealed with a checksum that starts from `seed`."""
-    front = HEAD.pack(kind, sequence, len(key), len(value)) + key
+    front = RECORD_HEAD.pack(kind, sequence, len(key), len(value)) + key
     checksum = crc32(value, crc32(front, seed))
     return b"".join((front, value, CHECKSUM.pack(checksum)))
 
 
-# The CRC-32 of any bytes with their own CRC-32 (little-endian) behind them is this one
+# The CRC-32 of any bytes followed by their own CRC-32 (little-endian) is this one
 # number, whatever the bytes were and whatever seed the checksum started from.
 RESIDUE = 0x2144DF1C
 
@@ -109,7 +109,7 @@ def parse_head(buffer: bytes, offset: int, available: int) -> Head:
         raise BadRecordError(
             f"{available} bytes are too few for a record, which has {OVERHEAD_BYTES} or more"
         )
-    head = Head._make(HEAD.unpack_from(buffer, offset))
+    head = Head._make(RECORD_HEAD.unpack_from(buffer, offset))
     if head.kind not in KINDS:
         raise BadRecordError(f"{head.kind} is not a kind of record")
     if head.length > available:
@@ -141,6 +141,6 @@ def decode(raw: bytes, seed: int) -> Record:
         )
     if crc32(raw, seed) != RESIDUE:
         raise BadRecordError("the checksum does not match the bytes")
-    key_end = HEAD.size + head.key_bytes
-    key, value = raw[HEAD.size : key_end], raw[key_end : -CHECKSUM.size]
+    key_end = RECORD_HEAD.size + head.key_bytes
+    key, value = raw[RECORD_HEAD.size : key_end], raw[key_end : -CHECKSUM.size]
     return Record(head.kind, head.sequence, key, value)

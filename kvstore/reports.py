@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from kvstore.recovery import Damage
+from kvstore.damage import Damage
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def list_damage(damage: tuple[Damage, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerificationReport:
     """What `Store.verify` found: how much it read, and what of it is damaged."""
 
     segments: int
@@ -88,7 +88,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Salvage:
+class SalvageReport:
     """What `kvstore.salvage` copied, and what it had to leave out."""
 
     keys: int
@@ -104,3 +104,15 @@ class Salvage:
         if self.left_out:
             text += f"; left out:{list_damage(self.left_out)}"
         return text
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction did. Bytes are those of the segments that it took up."""
+
+    segments_before: int
+    segments_after: int
+    bytes_before: int
+    bytes_after: int
+    records_kept: int
+    records_dropped: int

@@ -1,210 +1,44 @@
 """A disk in memory that can lose power, and shows every state that it may be left in.
 
-`SimulatedDisk` stands in the place of `filesystem.FileSystem`. A process sees files as
-they were last written, as on any machine. Beside that the disk keeps account of what a
-power cut may leave, between a change and the fsync that covers it:
+`SimulatedDisk` is a `filesystem.FileSystem`, and stands where `posix` would. A process sees
+files as they were last written, as on any machine. Beside that the disk keeps account of
+what a power cut may leave; what that is, the module `powercut` says.
 
-- Of a file, each sector holds any of its versions since the last fsync, whatever the other
-  sectors hold. So writes arrive in part, and in any order. How large a sector is, is a
-  choice: 512 or 4,096 bytes as on real disks, or 1, the worst that could be.
-- The length of a file is any that it had since the last fsync. A sector that the length
-  covers and that was never written holds zeros, or stale bytes of something older.
-- Of a directory, each name that came, changed or went since its last fsync did so or not.
-- After an fsync that failed, nothing is known of what it was for, and a later fsync does
-  not ask for that again. Processes see the new bytes, or the old ones once more.
+A test reaches in from three sides. It can make any call fail, and look after each. It can
+be another process, which moves and removes what a store has open. And it can lose power.
 
-The model is close to the one that ALICE holds programs against (Pillai and others, 2014).
-That short lives of a store are enough to find much is from CrashMonkey (Mohan and others,
-2018), which asks it of file systems; what a failed fsync does is from Rebello and others
-(2020). It leaves out an fsync that tells of its failure only the next time, as that of ext4
-does when it keeps data in its journal; disks that lie; bits that rot later; a rename done
-by half; links. All of it is kept in memory, with an account of every unsynced sector, so it
-is made for stores of kilobytes.
+All of it is kept in memory, with an account of every unsynced sector, so it is made for
+stores of kilobytes. Symbolic links, ``..`` in paths, permissions and forks are left out.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import math
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 from kvstore.errors import LockedError
-from kvstore.filesystem import File, FileSystem, Lock
-
-Image = dict[str, bytes]  # what a disk holds: path to bytes, directories end in "/"
-
-
-class Inode:
-    """One file: what processes see of it, and what the disk may hold of it."""
-
-    def __init__(
-        self, path: str, sector_bytes: int, raw: bytes = b"", older: bytes = b""
-    ) -> None:
-        self.path = path
-        self.sector_bytes = sector_bytes
-        self.seen = bytearray(raw)
-        # What is surely on the disk, and behind it what stood there before.
-        self.settled = bytearray(raw + older[len(raw) :])
-        self.versions: dict[int, list[bytes | None]] = {}  # of a sector; None: a hole
-        self.lengths = [len(raw)]
-        self._dirty: set[int] = set()  # sectors that the next fsync is for
-        self._resized = False  # whether it is for the length too
-
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Change what is seen, and note what the disk may hold from now on."""
-        before, end = len(self.seen), offset + len(data)
-        self._resize(max(before, end))
-        self.seen[offset:end] = data
-        self._note(min(before, offset), end)
-        if end == len(self.seen):
-            self._note_length()
-
-    def truncate(self, length: int) -> None:
-        """Cut the file, or let it grow by zeros."""
-        before = len(self.seen)
-        self._resize(length)
-        self._note(*sorted((before, length)))
-        self._note_length()
-
-    def _resize(self, length: int) -> None:
-        del self.seen[length:]
-        self.seen.extend(bytes(length - len(self.seen)))
-
-    def _note(self, start: int, end: int) -> None:
-        """Add a version to every sector that has bytes from `start` to `end`."""
-        size = self.sector_bytes
-        for number in range(start // size, -(-end // size)):
-            place = number * size
-            if number not in self.versions:
-                known = place < self.lengths[0]
-                self.versions[number] = [
-                    self.sector(self.settled, place) if known else None
-                ]
-            seen = self.sector(self.seen, place) if place < len(self.seen) else None
-            if seen != self.versions[number][-1]:
-                self.versions[number].append(seen)
-            self._dirty.add(number)
-
-    def sector(self, raw: bytes | bytearray, place: int) -> bytes:
-        """Return one whole sector of some bytes, with zeros behind their end."""
-        size = self.sector_bytes
-        return bytes(raw[place : place + size]).ljust(size, b"\0")
-
-    def _note_length(self) -> None:
-        if self.lengths[-1] != len(self.seen):
-            self.lengths.append(len(self.seen))
-        self._resized = True
-
-    def settle(self) -> None:
-        """An fsync has succeeded: what it was for is on the disk, in its last version.
-
-        Bytes that were cut off stay where they are; only the length leaves them out.
-        """
-        for number in self._dirty:
-            place, versions = number * self.sector_bytes, self.versions.pop(number)
-            written = [version for version in versions if version is not None]
-            if written:
-                self.settled.extend(bytes(max(0, place - len(self.settled))))
-                self.settled[place : place + self.sector_bytes] = written[-1]
-        if self._resized:
-            self.lengths = [len(self.seen)]
-        self._dirty, self._resized = set(), False
-
-    def fail(self, drop: bool) -> None:
-        """An fsync has failed: from now on the kernel takes for clean what it was for.
-
-        With `drop` it also shows the old bytes again, as many as there were.
-        """
-        if drop and self._resized:
-            self._resize(self.lengths[0])
-        for number in self._dirty if drop else ():
-            place, end = number * self.sector_bytes, len(self.seen)
-            old = self.versions[number][0] or bytes(self.sector_bytes)
-            self.seen[place : place + self.sector_bytes] = old
-            del self.seen[end:]
-        self._dirty, self._resized = set(), False
-
-    def doubts(self) -> Iterator[Doubt]:
-        """Yield what is not settled: first the length, then sector by sector."""
-        lengths = tuple(f"{length} bytes long" for length in self.lengths)
-        yield Doubt(self.path, lengths)
-        last = "as written last"
-        for number, versions in self.versions.items():
-            oldest = "never written" if versions[0] is None else "as synced"
-            between = [
-                f"as written {n} before the last" for n in range(1, len(versions) - 1)
-            ]
-            ways = (oldest, *between[::-1], last)[: len(versions)]
-            yield Doubt(f"sector {number} of {self.path}", ways)
-
-    def content(self, picks: Iterator[int], stale: bytes | None) -> bytes:
-        """Return the bytes of one outcome; a hole is zeros, or stale bytes if there are any."""
-        size, length = self.sector_bytes, self.lengths[next(picks)]
-        raw = bytearray(self.settled[:length].ljust(length, b"\0"))
-        for number, versions in self.versions.items():
-            place, data = number * size, versions[next(picks)]
-            if place < length:
-                raw[place : place + size] = data or self._hole(place, stale)
-        return bytes(raw[:length])
-
-    def _hole(self, place: int, stale: bytes | None) -> bytes:
-        if stale is None:
-            return bytes(self.sector_bytes)
-        return self.sector(self.settled[place:] or stale[place:], 0)
-
-
-class Doubt(NamedTuple):
-    """Something that a power cut may leave in more than one way, the oldest way first."""
-
-    about: str
-    ways: tuple[str, ...]
-
-
-class NameChange(NamedTuple):
-    """A file got a name, lost one, or both: made, removed, renamed."""
-
-    inode: Inode
-    old: str | None
-    new: str | None
-
-    @property
-    def folder(self) -> str:
-        """Return the directory in which the change is made."""
-        return folder_of(self.new or self.old or "")
-
-    def apply(self, names: dict[str, Inode]) -> None:
-        """Make the change, as far as it still has to be made."""
-        if self.old is not None and names.get(self.old) is self.inode:
-            del names[self.old]
-        if self.new is not None:
-            names[self.new] = self.inode
-
-    def __str__(self) -> str:
-        if self.old is None:
-            return f"the making of {self.new}"
-        if self.new is None:
-            return f"the removal of {self.old}"
-        return f"the renaming of {self.old} to {self.new}"
-
-
-def folder_of(path: str) -> str:
-    """Return the directory that a name stands in, "" for the outermost."""
-    return path.rstrip("/").rpartition("/")[0]
-
-
-def system_error(number: int, path: str) -> OSError:
-    """Return the error that the operating system would raise."""
-    return OSError(number, os.strerror(number), path)
+from kvstore.filesystem import (
+    NO_FILE,
+    Budget,
+    Bytes,
+    Directory,
+    File,
+    FileSystem,
+    Forked,
+    Lock,
+)
+from kvstore.powercut import Folder, Image, Inode, Names, Node, Place, PowerCut, tree
 
 
 class Operation(NamedTuple):
-    """One call to the disk: what, on which file, and for bytes from where and how many."""
+    """One call: what, on which file, as it is called then, and from where how many bytes."""
 
     name: str
     path: str
@@ -224,20 +58,84 @@ def no_watch(operation: Operation) -> None:
     """Look away."""
 
 
-class Handle(NamedTuple):
-    """A file as one process has it open."""
-
-    inode: Inode
-    writable: bool
+def system_error(number: int, path: str) -> OSError:
+    """Return the error that the operating system would raise."""
+    return OSError(number, os.strerror(number), path)
 
 
-class SimulatedDisk(FileSystem):
-    """The files of a machine that may lose power, from what is on its disk at the start.
+N = TypeVar("N", bound=Node)
 
-    `older` gives bytes that stood in the same files before; they turn up where a file grows
-    and nothing is written. `operations` lists every call. `fault` is asked before each one,
-    and may raise an `OSError`, or return how many bytes of a write get through. `watch` is
-    told after each.
+
+def parts(path: str) -> list[str]:
+    """Return the names in a path."""
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+class Tree(Names):
+    """The names of a machine, and the errors of the system where a name is wrong."""
+
+    def __init__(self, sector_bytes: int, image: Image, older: Image) -> None:
+        super().__init__(sector_bytes, image, older)
+        self.working = self.root  # where a path begins that has no "/" in front
+
+    def spell(self, path: str) -> str:
+        """Return a path from the root on, whether there is anything or not."""
+        start = "" if path.startswith("/") else self.working.path
+        return "/".join(parts(f"{start}/{path}"))
+
+    def walk(self, path: str) -> Place:
+        """Follow a path up to its last name, which may lead to nothing."""
+        if not path:
+            raise system_error(errno.ENOENT, path)
+        *above, name = parts(path) or [""]
+        folder = self.root if path.startswith("/") else self.working
+        for each in above:
+            folder = self.find(Place(folder, each), Folder)
+        return Place(folder, name)
+
+    def find(self, place: Place, kind: type[N]) -> N:
+        """Return what is at a place, or raise the error that says what is wrong."""
+        node = self.seen.get(place) if place.name else place.folder
+        if node is None:
+            raise system_error(errno.ENOENT, place.path)
+        if not isinstance(node, kind):
+            wrong = errno.EISDIR if isinstance(node, Folder) else errno.ENOTDIR
+            raise system_error(wrong, place.path)
+        return node
+
+    def put(self, node: Node, place: Place) -> None:
+        """Give a name that is free to something new, or one more to a file."""
+        if not place.name or place in self.seen:
+            raise system_error(errno.EEXIST, place.path)
+        if not self.has_name(place.folder):
+            raise system_error(errno.ENOENT, place.path)
+        self.change(node, None, place)
+
+    def make_file(self, place: Place) -> Inode:
+        """Make a file at a place where there is nothing."""
+        inode = Inode(place.path, self.sector_bytes)
+        self.put(inode, place)
+        return inode
+
+    def rename(self, source: Place, target: Place) -> None:
+        """Give a new name, over a file or an empty directory that had it before."""
+        node, there = self.find(source, Node), self.seen.get(target)
+        if there is node:
+            return
+        if isinstance(node, Folder) and f"{target.path}/".startswith(f"{node.path}/"):
+            raise system_error(errno.EINVAL, target.path)  # into itself
+        if not (source.name and target.name and self.has_name(target.folder)):
+            raise system_error(errno.ENOENT, target.path)
+        if there and self.inside(self.find(target, type(node))):
+            raise system_error(errno.ENOTEMPTY, target.path)
+        self.change(node, source, target)
+
+
+class Machine:
+    """What goes on around a disk: calls, who looks into them, other processes, the power.
+
+    `image` is what the disk holds at the start. `older` gives bytes that stood in the same
+    files before; they turn up where a file grows and nothing is written.
     """
 
     def __init__(
@@ -251,299 +149,258 @@ class SimulatedDisk(FileSystem):
         self.operations: list[Operation] = []
         self.fault: Callable[[Operation], int | None] = no_fault
         self.watch: Callable[[Operation], None] = no_watch
-        self.drops_pages = (
-            False  # whether an fsync that fails takes new bytes out of sight
-        )
+        self.drops_pages = False  # whether a failed fsync takes new bytes out of sight
+        self.most_descriptors = 1 << 20
+        self.budget = Budget(4)  # so few that small stores let go of segments too
         self.sector_bytes = sector_bytes
+        self.tree = Tree(sector_bytes, image or {}, older or {})
+        self.locks: Locks = WeakValueDictionary()  # each goes with its last holder
         self._random = random.Random(seed)
-        behind = older or {}
-        self._names = {
-            path: Inode(path, sector_bytes, raw, behind.get(path, b""))
-            for path, raw in (image or {}).items()
-        }
-        self._settled_names = self._names.copy()
-        self._changes: list[NameChange] = []
-        self._stale = b""  # the bytes of the file that was given up last
-        self._open: dict[int, Handle] = {}
+        self._open: dict[int, tuple[Node, bool]] = {}  # what, and whether to be written
         self._descriptors = itertools.count(3)
-        self._locks: dict[str, Lock] = {}
         self._one_call = threading.RLock()
 
     @contextmanager
-    def _call(
+    def call(
         self, name: str, path: str, offset: int = 0, length: int = 0
     ) -> Iterator[int | None]:
         """Note a call, let it fail or be done, and tell who watches."""
         operation = Operation(name, path, offset, length)
         with self._one_call:
             self.operations.append(operation)
-            yield self.fault(operation)
+            most_bytes = self.fault(operation)
+            if name in OPENING and len(self._open) >= self.most_descriptors:
+                raise system_error(errno.EMFILE, path)
+            yield most_bytes
             self.watch(operation)
 
-    def open(self, path: str, *, writable: bool = False) -> File:
-        """Open a file that exists."""
-        with self._call("open", path):
-            return self._handle(self._find(path), writable)
-
-    def create(self, path: str) -> File:
-        """Make a file that does not exist yet."""
-        with self._call("create", path):
-            if self._names.keys() & {path, f"{path}/"}:
-                raise system_error(errno.EEXIST, path)
-            return self._handle(self._make(path), writable=True)
-
-    def _find(self, path: str) -> Inode:
-        if path not in self._names:
-            raise system_error(errno.ENOENT, path)
-        return self._names[path]
-
-    def _make(self, path: str) -> Inode:
-        folder = folder_of(path)
-        if folder and f"{folder}/" not in self._names:
-            raise system_error(errno.ENOENT, path)
-        inode = Inode(path, self.sector_bytes)
-        self._change(NameChange(inode, None, path))
-        return inode
-
-    def _change(self, change: NameChange) -> None:
-        """Change a name for everybody who looks; on the disk it may be so or not."""
-        change.apply(self._names)
-        self._changes.append(change)
-
-    def _handle(self, inode: Inode, writable: bool) -> File:
+    def handle(self, node: Node, *, writable: bool = False) -> File:
+        """Open a file or a directory that was found."""
         descriptor = next(self._descriptors)
-        self._open[descriptor] = Handle(inode, writable)
-        return File(descriptor, self._close)
+        self._open[descriptor] = node, writable
+        return File(descriptor, self._open.__delitem__)
 
-    def _close(self, descriptor: int) -> None:
-        del self._open[descriptor]
+    def opened(self, descriptor: int, kind: type[N], *, to_change: bool = False) -> N:
+        """Return what is open under a number, or raise `OSError` if it is not."""
+        node, writable = self._open.get(descriptor, (None, False))
+        if not isinstance(node, kind) or (to_change and not writable):
+            raise system_error(errno.EBADF, node.path if node else "")
+        return node
 
-    def _to_change(self, descriptor: int) -> Inode:
-        inode, writable = self._open[descriptor]
-        if not writable:
-            raise system_error(errno.EBADF, inode.path)
-        return inode
+    def open_descriptors(self) -> int:
+        """Return how many files and directories are open."""
+        return len(self._open)
+
+    # Four things that others do: they are no `operations`, and `fault` may call them.
+
+    def change_directory(self, path: str = "") -> None:
+        """Let paths begin at another directory; at the root, if there is no path."""
+        with self._one_call:
+            self.tree.working = self.tree.find(self.tree.walk(path or "/"), Folder)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file, or a directory with what is in it, anywhere on the disk."""
+        with self._one_call:
+            self.tree.rename(self.tree.walk(source), self.tree.walk(target))
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file one more name."""
+        with self._one_call:
+            inode = self.tree.find(self.tree.walk(source), Inode)
+            self.tree.put(inode, self.tree.walk(target))
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a file, or a directory with all that is in it."""
+        with self._one_call:
+            place = self.tree.walk(path)
+            self.tree.remove(self.tree.find(place, Node), place)
+
+    def end_process(self) -> None:
+        """Let every process end, as kill -9 would: its locks go, what it wrote stays."""
+        self.locks.clear()
+
+    def image(self) -> Image:
+        """Return what processes see, and would still see after kill -9."""
+        with self._one_call:
+            found = list(tree(self.tree.seen, self.tree.root))
+        return {p: bytes(n.seen) if isinstance(n, Inode) else b"" for p, n in found}
+
+    def power_cut(self) -> PowerCut:
+        """Return what the disk may hold if the power goes now, before the next call."""
+        return PowerCut(self.tree)
+
+
+# The calls that need a descriptor. A map has one of its own, as in Python's mmap.
+OPENING = {"open", "create", "open_directory", "make_directory", "lock", "map"}
+
+
+class SimulatedDisk(Machine, FileSystem):
+    """The files of a machine that may lose power, from what is on its disk at the start.
+
+    `operations` lists every call. `fault` is asked before each, and may raise an `OSError`,
+    or return how many bytes of a write get through. `watch` is told after each. No more
+    than `most_descriptors` are open at a time.
+    """
 
     def size(self, file: File) -> int:
         """Return the length of the file in bytes."""
-        inode = self._open[file.descriptor].inode
-        with self._call("size", inode.path):
+        inode = self.opened(file.descriptor, Inode)
+        with self.call("size", inode.path):
             return len(inode.seen)
 
     def pread(self, descriptor: int, length: int, offset: int, /) -> bytes:
         """Return bytes of a file, as processes see them."""
-        inode = self._open[descriptor].inode
-        with self._call("read", inode.path, offset, length):
+        inode = self.opened(descriptor, Inode)
+        with self.call("read", inode.path, offset, length):
             return bytes(inode.seen[offset : offset + length])
 
-    def pwrite(self, descriptor: int, data: Any, offset: int, /) -> int:
+    def pwrite(self, descriptor: int, data: bytes | memoryview, offset: int, /) -> int:
         """Write as much as `fault` lets through, and return how much that was."""
-        inode = self._to_change(descriptor)
-        with self._call("write", inode.path, offset, len(data)) as most:
+        inode = self.opened(descriptor, Inode, to_change=True)
+        with self.call("write", inode.path, offset, len(data)) as most:
             inode.write(data[:most], offset)
             return len(data[:most])
 
     def truncate(self, file: File, length: int) -> None:
         """Cut the file to `length` bytes."""
-        inode = self._to_change(file.descriptor)
-        with self._call("truncate", inode.path, length):
+        inode = self.opened(file.descriptor, Inode, to_change=True)
+        with self.call("truncate", inode.path, length):
             inode.truncate(length)
 
-    def map(self, file: File, length: int) -> bytes:
+    def map(self, file: File, length: int) -> Bytes:
         """Return a copy of the first `length` bytes: what is mapped never changes."""
-        inode = self._open[file.descriptor].inode
-        with self._call("map", inode.path):
+        inode = self.opened(file.descriptor, Inode)
+        with self.call("map", inode.path):
             return bytes(inode.seen[:length])
 
     def sync(self, file: File) -> None:
         """Settle what the disk holds of a file."""
-        inode = self._open[file.descriptor].inode
+        inode = self.opened(file.descriptor, Inode)
         try:
-            with self._call("sync", inode.path):
+            with self.call("sync", inode.path):
                 inode.settle()
         except OSError:
             inode.fail(self.drops_pages)
             raise
 
-    def sync_directory(self, path: str) -> None:
-        """Settle which names are in a directory."""
-        with self._call("sync_directory", path):
-            for change in self._changes:
-                if change.folder == path:
-                    change.apply(self._settled_names)
-            self._changes = [each for each in self._changes if each.folder != path]
-
-    def rename(self, source: str, target: str) -> None:
-        """Give a file a new name, over whatever had that name before."""
-        with self._call("rename", f"{source} to {target}"):
-            inode = self._find(source)
-            self._give_up(target)
-            inode.path = target
-            self._change(NameChange(inode, source, target))
-
-    def remove(self, path: str) -> None:
-        """Take the name away."""
-        with self._call("remove", path):
-            inode = self._find(path)
-            self._give_up(path)
-            self._change(NameChange(inode, path, None))
-
-    def _give_up(self, path: str) -> None:
-        """Give up the room of a file: what stood in it may turn up in another."""
-        if path in self._names:
-            self._stale = bytes(self._names[path].seen)
-
     def exists(self, path: str) -> bool:
         """Say whether there is anything at this path."""
-        with self._call("exists", path):
-            return bool(self._names.keys() & {path, f"{path}/"})
+        missing = suppress(FileNotFoundError, NotADirectoryError)
+        with self.call("exists", self.tree.spell(path)), missing:
+            self.tree.find(self.tree.walk(path), Node)
+            return True
+        return False
 
-    def names(self, directory: str) -> list[str]:
-        """Return the names in a directory, sorted."""
-        with self._call("names", directory):
-            if directory in self._names:
-                raise system_error(errno.ENOTDIR, directory)
-            self._find(f"{directory}/")
-            inside = (path for path in self._names if folder_of(path) == directory)
-            return sorted(path.rstrip("/").rpartition("/")[2] for path in inside)
+    def open_directory(self, path: str) -> Directory:
+        """Open a directory that exists."""
+        with self.call("open_directory", self.tree.spell(path)):
+            folder = self.tree.find(self.tree.walk(path), Folder)
+            return SimulatedDirectory(self, path, folder)
 
-    def make_directory(self, path: str) -> None:
-        """Make a directory, if it is missing; make its name durable."""
-        with self._call("make_directory", path):
-            if f"{path}/" not in self._names:
-                self._make(f"{path}/")
-        self.sync_directory(folder_of(path))
+    def make_directory(self, path: str) -> Directory:
+        """Make a directory if it is missing, its name durable; open it."""
+        there = suppress(FileExistsError)
+        with self.call("make_directory", self.tree.spell(path)), there:
+            place = self.tree.walk(path)
+            self.tree.put(Folder(place.path), place)
+        SimulatedDirectory(self, path, place.folder).sync()
+        return self.open_directory(path)
 
     def random_bytes(self, count: int) -> bytes:
         """Return bytes from the seed, others at each call."""
         return self._random.randbytes(count)
 
-    def lock(self, path: str) -> Lock:
+    def tell_children(self, owner: Forked) -> None:
+        """Do nothing: nobody forks on this machine."""
+
+
+class SimulatedDirectory(Directory):
+    """An open directory of a simulated disk: the same one, whatever it is called."""
+
+    def __init__(self, disk: SimulatedDisk, path: str, folder: Folder) -> None:
+        self.path = path
+        self._disk, self._tree = disk, disk.tree
+        self._file = disk.handle(folder)
+
+    @property
+    def _folder(self) -> Folder:
+        return self._disk.opened(self._file.descriptor, Folder)
+
+    def open(self, name: str, *, writable: bool = False) -> File:
+        """Open a file that exists."""
+        place = Place(self._folder, name)
+        with self._disk.call("open", place.path):
+            return self._disk.handle(self._tree.find(place, Inode), writable=writable)
+
+    def create(self, name: str) -> File:
+        """Make a file that does not exist yet."""
+        place = Place(self._folder, name)
+        with self._disk.call("create", place.path):
+            return self._disk.handle(self._tree.make_file(place), writable=True)
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file a new name, over whatever had that name before."""
+        old, new = Place(self._folder, source), Place(self._folder, target)
+        with self._disk.call("rename", f"{old.path} to {new.path}"):
+            self._tree.rename(old, new)
+
+    def remove(self, name: str) -> None:
+        """Take the name away. Anyone who has the file open can go on."""
+        place = Place(self._folder, name)
+        with self._disk.call("remove", place.path):
+            self._tree.remove(self._tree.find(place, Inode), place)
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is anything of this name."""
+        place = Place(self._folder, name)
+        with self._disk.call("exists", place.path):
+            return place in self._tree.seen
+
+    def names(self) -> list[str]:
+        """Return the names in the directory, sorted."""
+        with self._disk.call("names", self._folder.path):
+            return [place.name for place in self._tree.inside(self._folder)]
+
+    def sync(self) -> None:
+        """Settle which names are in the directory."""
+        with self._disk.call("sync_directory", self._folder.path):
+            self._tree.settle(self._folder)
+
+    def is_removed(self) -> bool:
+        """Say whether the directory has no name any more."""
+        with self._disk.call("is_removed", self._folder.path):
+            return not self._tree.has_name(self._folder)
+
+    def close(self) -> None:
+        """Let go of the directory. Nothing can be reached through it any more."""
+        self._file = NO_FILE
+
+    def lock(self, name: str) -> Lock:
         """Take the one lock that a writer needs, or raise `LockedError` at once."""
-        with self._call("lock", path):
-            if path not in self._names:
-                self._make(path)
-            return SimulatedLock(path, self._locks)
-
-    def end_process(self) -> None:
-        """Let every process end, as kill -9 would: its locks go, what it wrote stays."""
-        self._locks.clear()
-
-    def image(self) -> Image:
-        """Return what processes see, and would still see after kill -9."""
-        return {path: bytes(inode.seen) for path, inode in self._names.items()}
-
-    def power_cut(self) -> PowerCut:
-        """Return what the disk may hold if the power goes now, before the next call."""
-        return PowerCut(self._settled_names, self._changes, self._stale)
+        place = Place(self._folder, name)
+        with self._disk.call("lock", place.path):
+            if place not in self._tree.seen:
+                self._tree.make_file(place)
+            inode = self._tree.find(place, Inode)
+            opened = {self._folder: self._file, inode: self._disk.handle(inode)}
+            return SimulatedLock(place.path, opened, self._disk.locks)
 
 
 class SimulatedLock(Lock):
-    """A lock among the processes of a simulated machine."""
+    """A lock on a directory and on a file in it, whatever they are called."""
 
-    def __init__(self, path: str, held: dict[str, Lock]) -> None:
-        self._path, self._all = path, held
-        if path in held:
+    def __init__(self, path: str, opened: dict[Node, File], locks: Locks) -> None:
+        self._opened, self._locks = opened, locks  # held open until the release
+        if opened.keys() & locks.keys():
             raise LockedError(f"{path}: the store is open for writing already")
-        held[path] = self
+        locks.update(dict.fromkeys(opened, self))
 
     def release(self) -> None:
-        """Let others write. Safe to call twice."""
-        if self._all.get(self._path) is self:
-            del self._all[self._path]
+        """Let others write. Safe to call again."""
+        for node in self._opened:
+            if self._locks.get(node) is self:
+                del self._locks[node]
+        self._opened = {}
 
 
-Picks = tuple[int, ...]  # for each doubt, the way in which it turned out
-
-
-class PowerCut:
-    """All that the disk may hold after a power cut at one moment.
-
-    Every outcome is one way for each doubt. They come in this order: what stands in
-    holes, then the changes of names, then each file's length and sectors.
-    """
-
-    def __init__(
-        self, names: dict[str, Inode], changes: Sequence[NameChange], stale: bytes
-    ) -> None:
-        self._names = names
-        self._changes = changes
-        self._stale = stale
-        made = (change.inode for change in changes)
-        self._inodes = list(dict.fromkeys((*names.values(), *made)))
-        of_files = [doubt for inode in self._inodes for doubt in inode.doubts()]
-        holes = any("never written" in doubt.ways for doubt in of_files)
-        self.doubts = [
-            Doubt("what was never written", ("zeros", "stale bytes")[: 1 + holes]),
-            *(Doubt(str(change), ("lost", "done")) for change in changes),
-            *of_files,
-        ]
-        self._sizes = [len(doubt.ways) for doubt in self.doubts]
-        self.outcomes = math.prod(self._sizes)
-
-    def image(self, picks: Picks) -> Image:
-        """Return what the disk holds in one outcome."""
-        pick = iter(picks)
-        stale = self._stale if next(pick) else None
-        names = self._names.copy()
-        for change in self._changes:
-            if next(pick):
-                change.apply(names)
-        held = {inode: inode.content(pick, stale) for inode in self._inodes}
-        return {
-            p: held[inode] for p, inode in names.items() if can_be_reached(p, names)
-        }
-
-    def images(self, limit: int, seed: int = 0) -> Iterator[tuple[Picks, Image]]:
-        """Yield the different outcomes: all, or as many draws as `limit`, if there are more."""
-        chance = random.Random(seed)
-        some = (draw(self._sizes, chance) for _ in range(limit))
-        every = itertools.product(*map(range, self._sizes))
-        known: set[frozenset[tuple[str, bytes]]] = set()
-        for picks in every if self.outcomes <= limit else some:
-            image = self.image(picks)
-            content = frozenset(image.items())
-            if content not in known:
-                known.add(content)
-                yield picks, image
-
-    def describe(self, picks: Picks) -> str:
-        """Say in words which outcome this is."""
-        turns = [
-            (doubt, doubt.ways[pick])
-            for doubt, pick in zip(self.doubts, picks, strict=True)
-        ]
-        return "; ".join(
-            f"{doubt.about}: {way}" for doubt, way in turns if len(doubt.ways) > 1
-        )
-
-
-def can_be_reached(path: str, names: dict[str, Inode]) -> bool:
-    """Say whether every directory on the way to a name is there."""
-    folder = folder_of(path)
-    return not folder or (f"{folder}/" in names and can_be_reached(folder, names))
-
-
-def draw(sizes: Sequence[int], chance: random.Random) -> Picks:
-    """Draw one outcome, given how many ways each doubt can turn out.
-
-    A coin for each sector would hardly ever show a log that is torn at one point, or has one
-    hole. So one stretch of the doubts turns out otherwise than the rest.
-    """
-    start, end = sorted(chance.choices(range(len(sizes) + 1), k=2))
-    turns = (oldest, newest, chance.randrange)
-    outside, inside = chance.choice(turns), chance.choice(turns)
-    return tuple(
-        inside(size) if start <= place < end else outside(size)
-        for place, size in enumerate(sizes)
-    )
-
-
-def oldest(_: int) -> int:
-    """Return the number of the oldest way, however many there are."""
-    return 0
-
-
-def newest(ways: int) -> int:
-    """Return the number of the newest way."""
-    return ways - 1
+Locks = MutableMapping[Node, SimulatedLock]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from listing import lines_of, show
-from notebooks import CHAPTERS, ROOT, Listing, listings_of
+
+from tests.book.notebooks import CHAPTERS, ROOT, Listing, listings_of
 
 MODULES = sorted((ROOT / "kvstore").rglob("*.py"))
 LISTINGS = [listing for chapter in CHAPTERS for listing in listings_of(chapter)]

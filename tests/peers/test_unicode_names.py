@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from unicodedata import ucd_3_2_0
 
-from support import Contents, segments
-
 import kvstore
+from tests.helpers import Contents, segments
 
 SEED = 320
 

@@ -1,0 +1,1 @@
+"""The tests, one folder a purpose. `python3 tests` runs them."""

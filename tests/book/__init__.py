@@ -1,0 +1,1 @@
+"""The book: its chapters as they are stored, its listings, its pages."""

@@ -1,0 +1,326 @@
+"""Disks for tests: calls that are noted, that fail or wait, and machines that stop.
+
+`Faults` is asked before every call. It can be the `fault` of a simulated disk, and
+`FaultyFileSystem` asks it about real files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from kvstore.filesystem import Budget, Bytes, Directory, File, FileSystem, Forked, Lock
+from kvstore.posix import DISK, PosixFileSystem
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault, no_watch
+
+PATIENCE = 30.0  # seconds after which a test that waits for a thread gives up
+
+Rule = Callable[[Operation], int | None]  # raises, waits, or cuts a write short
+
+
+@dataclass
+class Strike:
+    """Something that happens at calls of one name, from the `first` on, `times` times."""
+
+    operation: str
+    name: str  # a part of the file's name; "" matches all
+    work: Callable[[], int | None]
+    first: int = 1
+    times: int = 1
+    seen: int = 0
+
+    def __call__(self, operation: Operation) -> int | None:
+        """Count a call, and do what has to be done at it."""
+        if operation.name != self.operation or self.name not in operation.path:
+            return None
+        self.seen += 1
+        hit = self.first <= self.seen < self.first + self.times
+        return self.work() if hit else None
+
+
+class Pause:
+    """A call that stops until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        """Stop here."""
+        self.reached.set()
+        assert self.go_on.wait(PATIENCE), "nobody let the call go on"
+
+
+@dataclass(eq=False)
+class Faults:
+    """Asked before every call."""
+
+    operations: list[Operation] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+
+    def __call__(self, operation: Operation) -> int | None:
+        """Note a call, and let the first rule that knows it have its way."""
+        self.operations.append(operation)
+        for rule in tuple(self.rules):
+            most = rule(operation)
+            if most is not None:
+                return most
+        return None
+
+    def at(
+        self,
+        operation: str,
+        name: str,
+        work: Callable[[], object],
+        *,
+        first: int = 1,
+        times: int = 1,
+    ) -> Strike:
+        """Have some work done before calls to come; what it returns counts for nothing."""
+
+        def do() -> None:
+            work()
+
+        rule = Strike(operation, name, do, first, times)
+        self.rules.append(rule)
+        return rule
+
+    def fail(
+        self,
+        operation: str,
+        error: BaseException | None,
+        name: str = "",
+        *,
+        first: int = 1,
+        times: int = 1,
+        take: int = 0,
+    ) -> Strike:
+        """Have calls raise an error, or reads and writes take a few bytes."""
+
+        def strike() -> int:
+            if error is not None:
+                raise error
+            return take
+
+        rule = Strike(operation, name, strike, first, times)
+        self.rules.append(rule)
+        return rule
+
+    def pause(self, operation: str, name: str = "", *, first: int = 1) -> Pause:
+        """Have a call stop until `go_on` is set."""
+        stop = Pause()
+        self.at(operation, name, stop, first=first)
+        return stop
+
+    def log(self, *names: str) -> list[str]:
+        """Return the calls so far as text, those of some names or all."""
+        return [
+            f"{each.name} {each.path}".strip()
+            for each in self.operations
+            if not names or each.name in names
+        ]
+
+    def forget(self) -> None:
+        """Begin the list of calls anew."""
+        self.operations.clear()
+
+
+class FaultyFileSystem(Faults, FileSystem):
+    """Real files. Every call is noted first, with the file's name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._named: dict[int, str] = {}
+        self.pread = self._pread
+        self.pwrite = self._pwrite
+        self.budget = Budget(8)
+
+    def note(
+        self, name: str, path: str, offset: int = 0, length: int = 0
+    ) -> int | None:
+        """Note a call, which may fail."""
+        return self(Operation(name, Path(path).name, offset, length))
+
+    def named(self, name: str, file: File) -> File:
+        """Remember how a file is called."""
+        self._named[file.descriptor] = name
+        return file
+
+    def _pread(self, descriptor: int, length: int, offset: int) -> bytes:
+        most = self.note("read", self._named[descriptor], offset, length)
+        return DISK.pread(descriptor, length if most is None else most, offset)
+
+    def _pwrite(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        most = self.note("write", self._named[descriptor], offset, len(data))
+        return DISK.pwrite(descriptor, data[:most], offset)
+
+    def exists(self, path: str) -> bool:
+        self.note("exists", path)
+        return DISK.exists(path)
+
+    def open_directory(self, path: str) -> Directory:
+        self.note("open_directory", path)
+        return FaultyDirectory(self, DISK.open_directory(path))
+
+    def make_directory(self, path: str) -> Directory:
+        self.note("make_directory", path)
+        made = DISK.make_directory(path)
+        self.note("sync_directory", str(Path(path).parent))
+        return FaultyDirectory(self, made)
+
+    def size(self, file: File) -> int:
+        self.note("size", self._named[file.descriptor])
+        return DISK.size(file)
+
+    def truncate(self, file: File, length: int) -> None:
+        self.note("truncate", self._named[file.descriptor])
+        DISK.truncate(file, length)
+
+    def map(self, file: File, length: int) -> Bytes:
+        self.note("map", self._named[file.descriptor])
+        return DISK.map(file, length)
+
+    def sync(self, file: File) -> None:
+        self.note("sync", self._named[file.descriptor])
+        DISK.sync(file)
+
+    def random_bytes(self, count: int) -> bytes:
+        return DISK.random_bytes(count)
+
+    def tell_children(self, owner: Forked) -> None:
+        DISK.tell_children(owner)
+
+
+class FaultyDirectory(Directory):
+    """A real directory of a `FaultyFileSystem`."""
+
+    def __init__(self, filesystem: FaultyFileSystem, real: Directory) -> None:
+        self._filesystem, self._real, self.path = filesystem, real, real.path
+        self._note = filesystem.note
+
+    def open(self, name: str, *, writable: bool = False) -> File:
+        self._note("open", name)
+        return self._filesystem.named(name, self._real.open(name, writable=writable))
+
+    def create(self, name: str) -> File:
+        self._note("create", name)
+        return self._filesystem.named(name, self._real.create(name))
+
+    def rename(self, source: str, target: str) -> None:
+        self._note("rename", f"{source} {target}")
+        self._real.rename(source, target)
+
+    def remove(self, name: str) -> None:
+        self._note("remove", name)
+        self._real.remove(name)
+
+    def exists(self, name: str) -> bool:
+        self._note("exists", name)
+        return self._real.exists(name)
+
+    def names(self) -> list[str]:
+        self._note("names", self.path)
+        return self._real.names()
+
+    def sync(self) -> None:
+        self._note("sync_directory", self.path)
+        self._real.sync()
+
+    def is_removed(self) -> bool:
+        self._note("is_removed", self.path)
+        return self._real.is_removed()
+
+    def close(self) -> None:
+        self._real.close()
+
+    def lock(self, name: str) -> Lock:
+        self._note("lock", name)
+        return self._real.lock(name)
+
+
+class NoSync(PosixFileSystem):
+    """Real files without the waits for the disk, for tests with many opens."""
+
+    def __init__(self) -> None:
+        self.budget = DISK.budget  # descriptors are the process's
+
+    def sync(self, file: File) -> None:
+        """Do nothing."""
+
+
+NO_SYNC = NoSync()
+
+# --- a machine that stops ----------------------------------------------------------------
+
+CHANGES = frozenset(
+    {"create", "write", "truncate", "sync", "sync_directory", "rename", "remove"}
+)
+PATH = "store"
+Disk = TypeVar("Disk", bound=SimulatedDisk)
+STATES = 12  # drawn where a power cut may leave more than so many
+
+
+class Died(BaseException):
+    """The machine stopped at this call. Nothing of ours handles it, as nothing could."""
+
+
+def on_a_disk(directory: Path) -> SimulatedDisk:
+    """Return a disk that holds the files of a directory as `PATH`, all of them safe."""
+    held = {f"{PATH}/{each.name}": each.read_bytes() for each in directory.iterdir()}
+    return SimulatedDisk({f"{PATH}/": b"", **held})
+
+
+def stops(disk: SimulatedDisk, number: int, work: Callable[[], object]) -> str:
+    """Do some work on a machine that stops at change `number`: where; "" if it does not.
+
+    A write gets through by half, anything else not at all.
+    """
+    changes = itertools.count(1)
+
+    def die(operation: Operation) -> None:
+        raise Died(f"at {operation}")
+
+    def fault(operation: Operation) -> int | None:
+        if operation.name not in CHANGES or next(changes) < number:
+            return None
+        if operation.name != "write":
+            die(operation)
+        disk.watch = die
+        return operation.length // 2
+
+    disk.fault = fault
+    try:
+        work()
+    except Died as death:
+        return str(death)
+    finally:
+        disk.fault, disk.watch = no_fault, no_watch
+    return ""
+
+
+def remains(disk: SimulatedDisk) -> Iterator[tuple[str, SimulatedDisk]]:
+    """Yield the disks that may be left: after kill -9, and after a power cut."""
+    yield "killed", SimulatedDisk(disk.image())
+    cut = disk.power_cut()
+    for picks, image in cut.images(STATES):
+        yield f"power lost; {cut.describe(picks)}", SimulatedDisk(image)
+
+
+def machines_that_stop(
+    prepare: Callable[[], Disk], work: Callable[[Disk], object]
+) -> Iterator[tuple[str, SimulatedDisk]]:
+    """Do some work on a machine that stops at its first change, its second, and so on.
+
+    Yields what may be left each time, and in the end what is left when it did not stop.
+    """
+    for number in itertools.count(1):
+        disk = prepare()
+        where = stops(disk, number, lambda: work(disk))  # noqa: B023
+        for what, left in remains(disk):
+            yield f"{where or 'the end'}, {what}", left
+        if not where:
+            assert number > 8, "the work is meant to change something"
+            return

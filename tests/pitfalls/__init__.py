@@ -1,0 +1,1 @@
+"""Forty ways in which stores lost, revived or invented data, by their numbers."""

@@ -1,0 +1,1 @@
+"""The programmes: each breaks stores in its own way."""

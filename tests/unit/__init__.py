@@ -1,0 +1,1 @@
+"""One file a module, and the order of the modules."""

@@ -1,0 +1,215 @@
+"""The end of the log: when it is synced, and what happens when that fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import kvstore
+import kvstore.record
+import kvstore.store
+from kvstore.segment import SEGMENT_HEADER_BYTES
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
+from tests.disks import PATIENCE, FaultyFileSystem
+from tests.helpers import (
+    FIRST,
+    Changes,
+    Worker,
+    change,
+    disk_broken,
+    disk_full,
+    read,
+    record_bytes,
+    watermark_of,
+)
+
+
+def fsyncs(filesystem: FaultyFileSystem) -> int:
+    """Return how often a segment was synced so far."""
+    return sum(".segment" in call for call in filesystem.log("sync"))
+
+
+def test_sync_os_leaves_the_disk_to_the_system_until_it_is_asked(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, filesystem=filesystem) as db:
+        opened = fsyncs(filesystem)
+        db.update({b"ada": b"1815", b"alan": b"1912"})
+        del db[b"ada"]
+        assert fsyncs(filesystem) == opened, "a put waits for no disk"
+        assert read(path) == {b"alan": b"1912"}, "but it is in the kernel"
+        db.sync()
+        assert fsyncs(filesystem) == opened + 1, "sync waits for the disk"
+        db.sync()
+        assert fsyncs(filesystem) == opened + 1, "there was nothing left to wait for"
+        db[b"bob"] = b"1"
+    assert fsyncs(filesystem) == opened + 2, "close leaves nothing unsynced"
+
+
+def test_sync_always_has_every_change_on_the_disk_when_it_returns(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, sync="always", filesystem=filesystem) as db:
+        changes: list[Changes] = [
+            {b"ada": b"1"},
+            {b"ada": b"2"},
+            {b"ada": b"3", b"bob": b"4"},
+            {b"ada": None},
+        ]
+        for each in changes:
+            filesystem.forget()
+            change(db, each)
+            calls = [call for call in filesystem.log("write", "sync") if "seg" in call]
+            assert calls == ["write 00000001.segment", "sync 00000001.segment"], (
+                "one write, then one fsync"
+            )
+
+
+def test_threads_that_wait_together_share_one_fsync(path: Path) -> None:
+    filesystem, count = FaultyFileSystem(), 20
+    with kvstore.open(path, sync="always", filesystem=filesystem) as db:
+        before = fsyncs(filesystem)
+        first_sync = filesystem.pause("sync", ".segment")
+        workers = [Worker(lambda: db.__setitem__(b"first", b"1"))]
+        assert first_sync.reached.wait(PATIENCE)
+        last_write = filesystem.pause("write", ".segment", first=count)
+        for number in range(count):
+            key = b"%d" % number
+            workers.append(Worker(partial(db.__setitem__, key, b"1")))
+        assert last_write.reached.wait(PATIENCE), (
+            "puts go on while an fsync is waited for"
+        )
+        assert fsyncs(filesystem) == before + 1, "nobody starts another one meanwhile"
+        assert all(worker.is_alive() for worker in workers), (
+            "none returns before its change is on the disk"
+        )
+        first_sync.go_on.set()
+        last_write.go_on.set()
+        for worker in workers:
+            worker.done()
+        assert fsyncs(filesystem) == before + 2, f"{count} threads share one fsync"
+        assert len(db) == count + 1
+
+
+def test_a_watermark_that_can_not_be_written_is_no_error_of_the_put(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The fsync has succeeded: the record is on the disk, and everybody can read it.
+
+    An error here would tell of a put that is not safe, and it is. So the store warns, and
+    its next open takes more of the log for unsure than it need be.
+    """
+    disk = SimulatedDisk(sector_bytes=1)
+    db = kvstore.open("store", sync="always", filesystem=disk)
+    noted = watermark_of("store", disk)
+
+    def no_space_for_it(operation: Operation) -> None:
+        if operation[:2] == ("write", "store/MARK"):
+            raise disk_full()
+
+    disk.fault = no_space_for_it
+    db[b"ada"] = b"1815"
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "the watermark could not be moved" in warning.getMessage()
+    assert watermark_of("store", disk) == noted, "the fault is meant to strike"
+    expected = {b"ada": b"1815"}
+    for picks, image in disk.power_cut().images(1000):
+        with kvstore.open("store", filesystem=SimulatedDisk(image)) as after:
+            assert dict(after) == expected, disk.power_cut().describe(picks)
+    disk.fault = no_fault
+    db[b"alan"] = b"1912"
+    assert len(caplog.records) == 1
+    moved = watermark_of("store", disk)
+    assert moved is not None
+    assert (
+        moved.synced.length
+        == SEGMENT_HEADER_BYTES + 2 * record_bytes(b"ada", b"1815") + 1
+    )
+    db.close()
+
+
+def use_and_fail(path: Path, *, catch: bool) -> None:
+    """Use a store in a with block, and let the fsync in it fail."""
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, filesystem=filesystem) as db:
+        db[b"ada"] = b"1815"
+        filesystem.fail("sync", disk_broken(), name=".segment")
+        try:
+            db.sync()
+        except OSError:
+            if not catch:
+                raise
+
+
+def test_a_with_block_ends_with_its_own_error(path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        use_and_fail(path, catch=False)
+    assert read(path) == {b"ada": b"1815"}
+    kvstore.open(path).close()
+
+
+def test_a_with_block_without_one_tells_of_the_refusal(path: Path) -> None:
+    with pytest.raises(kvstore.WriteRefusedError, match="Input/output error"):
+        use_and_fail(path, catch=True)
+    kvstore.open(path).close()
+
+
+def test_threads_that_wait_for_an_fsync_that_fails_hear_of_it(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    db = kvstore.open(path, sync="always", filesystem=filesystem)
+    stop = filesystem.pause("sync", ".segment")
+    filesystem.fail("sync", disk_broken(), name=".segment")
+    first = Worker(lambda: db.__setitem__(b"first", b"1"))
+    assert stop.reached.wait(PATIENCE)
+    written = filesystem.pause("write", ".segment")
+    second = Worker(lambda: db.__setitem__(b"second", b"1"))
+    assert written.reached.wait(PATIENCE)
+    written.go_on.set()
+    stop.go_on.set()
+    with pytest.raises(OSError, match="Input/output error"):
+        first.done()
+    with pytest.raises(kvstore.WriteRefusedError):
+        second.done()
+    with pytest.raises(kvstore.WriteRefusedError):
+        db.close()
+
+
+def put_and_sync(db: kvstore.Store) -> None:
+    """Write something, and wait for the disk."""
+    db[b"ada"] = b"1815"
+    db.sync()
+
+
+@pytest.mark.parametrize(("operation", "name"), [("write", FIRST), ("sync", FIRST)])
+def test_an_error_of_a_disk_names_the_file(
+    path: Path, operation: str, name: str
+) -> None:
+    filesystem = FaultyFileSystem()
+    db = kvstore.open(path, filesystem=filesystem)
+    filesystem.fail(operation, disk_full(), name)
+    with pytest.raises(OSError, match=f"{path}/{name}"):
+        put_and_sync(db)
+    with suppress(kvstore.WriteRefusedError):
+        db.close()
+
+
+def test_running_out_of_descriptors_for_a_moment_ends_nothing(path: Path) -> None:
+    error = OSError(errno.EMFILE, "Too many open files")
+    filesystem = FaultyFileSystem()
+    with kvstore.open(path, segment_bytes=50, filesystem=filesystem) as db:
+        db[b"ada"] = b"x" * 50
+        for operation in ("create", "open", "map"):
+            filesystem.fail(operation, error)
+            with suppress(OSError):
+                db[b"bob"] = operation.encode() * 20
+            filesystem.rules.clear()
+            assert db[b"ada"] == b"x" * 50
+            db[b"bob"] = operation.encode() * 20
+            db.sync()
+        filesystem.fail("map", error, times=99)
+        expected = dict(db)
+    assert read(path) == expected == {b"ada": b"x" * 50, b"bob": b"map" * 20}
