@@ -233,6 +233,10 @@ class Segment:
             if self._is_sealed:
                 self._filesystem.budget.note(self)
 
+    def map_all(self) -> None:
+        """Map all there is, for somebody who reads much of it: no system call a record."""
+        self._grow_map(self._opened())
+
     def _opened(self) -> File:
         """Return the file, opened for the moment if nobody holds it."""
         try:

@@ -244,7 +244,9 @@ class LogStore(Store):
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the keys that there are now, and their values."""
-        return self._pairs(self._moment(), self._segments)
+        moment = self._moment()
+        self._log.active.map_all()
+        return self._pairs(moment, self._segments)
 
     def _moment(self) -> Moment:
         return self._log.enter(self._log.moment)
