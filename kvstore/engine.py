@@ -121,10 +121,8 @@ class Store(MutableMapping[bytes, bytes]):
                 raise
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a store can't be copied or pickled: two of them would write to the same "
-            "files; pass its path, and open it there"
-        )
+        # Two of them would write to the same files.
+        raise TypeError("a store can't be copied or pickled; open its path instead")
 
 
 class StoreKeys(KeysView[bytes]):

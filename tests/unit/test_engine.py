@@ -251,7 +251,7 @@ def test_a_batch_is_entered_once_at_a_time(db: kvstore.Store) -> None:
 def test_a_store_can_not_be_copied(
     db: kvstore.Store, way: Callable[[kvstore.Store], object]
 ) -> None:
-    with pytest.raises(TypeError, match="open it there"):
+    with pytest.raises(TypeError, match="open its path"):
         way(db)
 
 
