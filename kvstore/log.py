@@ -37,9 +37,7 @@ BUSY: Final = "busy"  # a record is on its way
 FULL: Final = "full"  # the next record goes to a new segment
 ROTATING: Final = "rotating"  # to a new segment; meanwhile the old one takes records
 FAILED: Final = "failed"  # cut off what it left, and have the manifest note the end
-BROKEN: Final = (
-    "broken"  # a record is in the file, and an interrupt kept it from the index
-)
+BROKEN: Final = "broken"  # an interrupt came while a write was being undone
 
 logger = logging.getLogger("kvstore")
 
@@ -98,34 +96,29 @@ class Log:
         The straight way. What stands in it (a full segment, a batch that is being folded)
         is left to `write`.
         """
-        try:
-            with self.writing:
-                index, active = self.index, self.active
-                trouble = self.health.trouble
-                if self.state is READY and not index.frozen and trouble is None:
-                    self.state = BUSY
+        with self.writing:
+            index, active = self.index, self.active
+            trouble = self.health.trouble
+            if self.state is READY and not index.frozen and trouble is None:
+                self.state = BUSY
+                try:
+                    self.sequence += 1  # first: a number that fails is used up
+                    raw = encode(PUT, self.sequence, key, value, active.seed)
+                    offset = active.append(raw)
+                    place = active.number << SEGMENT_SHIFT | offset << OFFSET_SHIFT
+                    place |= len(raw)
+                    end = offset + len(raw)
+                    after: State = READY if end < self.segment_bytes else FULL
+                    index.top[key], active.size, self.state = place, end, after
+                except BaseException as error:
                     try:
-                        self.sequence += 1  # first: a number that fails is used up
-                        raw = encode(PUT, self.sequence, key, value, active.seed)
-                        offset = active.append(raw)
-                        place = active.number << SEGMENT_SHIFT | offset << OFFSET_SHIFT
-                        place |= len(raw)
-                        end = offset + len(raw)
-                        after: State = READY if end < self.segment_bytes else FULL
-                        index.top[key], active.size, self.state = place, end, after
-                    except BaseException:
-                        self.state = FAILED
+                        self._cut_off(error)
+                    except BaseException:  # one more interrupt
+                        self.state = BROKEN
                         raise
-                    return
-        except BaseException as error:
-            self._undo(error)
-            raise
+                    raise
+                return
         self.write(lambda: {key: value})
-
-    def _undo(self, error: BaseException) -> None:
-        """Cut off what a put has left, if it has failed; if not now, the next one does."""
-        with suppress(ReentrantError):
-            self.enter(lambda: self._cut_off(error))
 
     def _cut_off(self, error: BaseException) -> None:
         """Cut off what a failed append has left. The next one waits for a manifest.
@@ -133,18 +126,16 @@ class Log:
         Without that a power cut could bring up a piece of what failed in the place of what
         comes next.
         """
-        with self.writing:
-            if self.state is not FAILED:
-                return
-            active = self.active
-            if isinstance(error, OSError):
-                error.filename = active.path
-            try:
-                active.cut(active.size)
-            except OSError as cause:
-                what = f"cutting {active.path} to {active.size} bytes"
-                self.health.trouble = what, cause
-                self.health.check()
+        active = self.active
+        if isinstance(error, OSError):
+            error.filename = active.path
+        try:
+            active.cut(active.size)
+        except OSError as cause:
+            what = f"cutting {active.path} to {active.size} bytes"
+            self.health.trouble = what, cause
+            self.health.check()
+        self.state = FAILED
 
     def write(self, decide: Callable[[], Changes]) -> None:
         """Write changes as one run of records; with `sync_always`, wait for the disk.
@@ -217,13 +208,17 @@ class Log:
                 self.index.apply(places)
             self.state = after
         except BaseException as error:
-            written = places is not None
-            self.state = BROKEN if written else FAILED if began else before
-            if places is not None:
-                self.index.apply(places)
-                self.state = after
-            elif began:
-                self._cut_off(error)
+            try:
+                if places is not None:
+                    self.index.apply(places)
+                    self.state = after
+                elif began:
+                    self._cut_off(error)
+                else:
+                    self.state = before
+            except BaseException:  # one more interrupt
+                self.state = BROKEN
+                raise
             raise
         self.index.fold()
 

@@ -12,8 +12,7 @@ timer         a signal of a timer, whenever that comes
 
 An operation that was interrupted happened or did not. The store shows what a reader of its files
 finds, now and after more writes and rearranging; or it refuses writes and says why. It never
-hangs, and it can be closed, and opened again. A second signal may at worst make it refuse writes,
-or leave in the files what the store does not have, until the next write takes it away.
+hangs, and it can be closed, and opened again. A second signal may at worst make it refuse writes.
 
 A case is an operation, a way of syncing (or ``files``: a real directory) and a manner; to replay
 one trial, a number follows. Points count once for each operation.
@@ -490,8 +489,6 @@ class Trial:
             if step != self.again or self.next == "again":
                 self.doing += f", {step.__name__}"
                 self.attempt(step)
-                if self.manner == "twice":  # from the next write on, they have to agree
-                    apart = None
                 held = self.held()
                 apart = self.look_at_files(held, [held, *allowed]) or apart
                 if apart is not None and step == self.write and not self.refuses:
