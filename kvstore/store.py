@@ -244,9 +244,10 @@ class LogStore(Store):
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the keys that there are now, and their values."""
+        segments = self._segments  # first: a close puts others in their place
         moment = self._moment()
         self._log.active.map_all()
-        return self._pairs(moment, self._segments)
+        return self._pairs(moment, segments)
 
     def _moment(self) -> Moment:
         return self._log.enter(self._log.moment)

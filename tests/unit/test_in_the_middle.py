@@ -249,6 +249,17 @@ def test_a_close_beside_an_iteration_keeps_few_files_open(path: Path) -> None:
     assert 0 < len(filesystem.log("open")) <= filesystem.budget.most
 
 
+def test_a_close_while_an_iteration_begins_leaves_it_its_values(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    db = kvstore.open(path, filesystem=filesystem)
+    db[b"ada"] = b"1815"
+    filesystem.at("map", ".segment", db.close)
+    found = {}
+    with suppress(KeyError):
+        found.update(db.items())
+    assert found == {b"ada": b"1815"}, "T4: a close took an iteration its values"
+
+
 def test_a_walk_for_some_key_begins_anew_after_a_fold() -> None:
     index = Index({b"%d" % number: 1 for number in range(9 * STEP)})
     moment = index.moment(*index.merge_layers())
