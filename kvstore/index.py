@@ -5,7 +5,7 @@ read of a file, however large the store is. The price is that every key is in me
 with some 100 bytes around it, and that the index has to be built anew at every start.
 
 A location is one integer that packs the number of a segment, an offset and a length. A
-tuple of three integers would say the same and take about three times the space.
+tuple of three integers would say the same and take three to four times the space.
 
 An iteration has to see the index as it was when it began. Copying a million entries would
 stop every writer for a tenth of a second. So what there is freezes instead, and changes go
@@ -263,7 +263,7 @@ class Index:
     def merge_layers(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
         """Return the frozen layers, and fewer that say the same. Needs no lock.
 
-        Frozen layers do not change, so the copying can be done while others write.
+        Folding changes only the base, which is not copied, so others can write meanwhile.
         """
         frozen = self.frozen
         if len(frozen) <= MOST_FROZEN:

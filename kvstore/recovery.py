@@ -53,7 +53,7 @@ class Replay:
     end: int = SEGMENT_HEADER_BYTES  # the offset after the last whole batch
     records: int = 0
     sequence: int = 0
-    flaw: Flaw | None = None  # what is at `end`, if not the file's end
+    flaw: Flaw | None = None  # why not all of the file counts
 
 
 def replay(
