@@ -81,7 +81,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     @abstractmethod
     def close(self) -> None:
-        """Make everything durable, and let go of the store. Closing twice is fine."""
+        """Make everything durable, and let go of the store. Closing again does no harm."""
 
     def batch(self) -> Batch:
         """Return a batch: what happens in its ``with`` block is done wholly or not at all."""

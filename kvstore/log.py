@@ -93,7 +93,7 @@ class Log:
     def put(self, key: bytes, value: bytes) -> None:
         """Write one record.
 
-        The straight way. What stands in it (a full segment, a batch that is being folded)
+        The straight way. What stands in it (a full segment, an index in several layers)
         is left to `write`.
         """
         with self.writing:

@@ -344,11 +344,11 @@ class LogStore(Store):
             yield Damage(path, 0, WATERMARK_BYTES, "the watermark can't be read")
 
     def close(self) -> None:
-        """Make everything durable, and let go of the store. Closing twice is fine.
+        """Make everything durable, and let go of the store. Closing again does no harm.
 
         Raises `WriteRefusedError`, after letting go, if the store had to refuse writes:
-        what was written last may not be on the disk. Raises `StoreRemovedError` if its
-        directory was removed.
+        what was written last may not be on the disk; closing again raises it again.
+        Raises `StoreRemovedError` if its directory was removed.
         """
         self._log.enter(self._close)
 
