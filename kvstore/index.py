@@ -256,6 +256,7 @@ class Index:
     def _fold_top(self) -> None:
         """Fold the top into the one layer below, which is the one dictionary again."""
         if not self._moments:
+            self._walk = NOWHERE
             (base,) = self.frozen
             fold_into(base, self.top.items())
             self._put_on_top(base, (), len(base))

@@ -86,6 +86,8 @@ class Log:
         self.make_locks()
         self._inside = {}
         self.state = READY
+        if self._watermark is not None:
+            self.active.takes_no_more()
 
     def _state_at(self, size: int) -> State:
         return READY if size < self.segment_bytes else FULL
@@ -160,7 +162,7 @@ class Log:
         try:
             return work()
         finally:
-            del self._inside[thread]
+            self._inside.pop(thread, None)  # a child has none
 
     def _write(self, decide: Callable[[], Changes]) -> None:
         while not self._append_now(decide):
@@ -295,14 +297,14 @@ class Log:
         self._watermark.sync()
         self.files.directory.sync()
 
-    def _make_ready(self) -> None:
+    def _make_ready(self, *, rotate: bool = False) -> None:
         """Make the log ready for a record, if no other thread did so meanwhile."""
         with self.files.changing, self.syncing:
             with self.writing:
                 self._takes_records()
                 if self.state is FAILED:
                     self._note_the_end()
-                if self.state is READY:
+                if self.state is READY and not rotate:
                     return
                 self.state = ROTATING
             self._rotate()
@@ -323,13 +325,7 @@ class Log:
 
     def rotate(self) -> None:
         """Seal the active segment, full or not, and begin another."""
-        with self.files.changing, self.syncing:
-            with self.writing:
-                self._takes_records()
-                if self.state is FAILED:
-                    self._note_the_end()
-                self.state = ROTATING
-            self._rotate()
+        self._make_ready(rotate=True)
 
     def _rotate(self) -> None:
         """Begin a new segment, while others still write to the old one."""
@@ -426,6 +422,7 @@ class Log:
         with self.files.changing, self.syncing, self.writing:
             self._takes_records()
             closed = self.state is not FAILED
+            self.state = FULL if closed else FAILED  # so a put from inside has to ask
             self._alone(lambda: self._finish(closed))
 
     def _finish(self, closed: bool) -> None:

@@ -149,7 +149,14 @@ class PosixDirectory(Directory):
 
     def create(self, name: str) -> File:
         """Make a file that does not exist yet, for this user alone."""
+        self._to_change()
         return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+
+    def _to_change(self) -> int:
+        """Return the descriptor, or raise if the directory is not ours to change."""
+        if self.why_missing is not None:
+            raise type(self.why_missing)(*self.why_missing.args)
+        return self._file.descriptor
 
     def _open(self, name: str, flags: int) -> File:
         try:
@@ -160,12 +167,12 @@ class PosixDirectory(Directory):
 
     def rename(self, source: str, target: str) -> None:
         """Give a file a new name, in one step, over whatever had that name before."""
-        here = self._file.descriptor
+        here = self._to_change()
         os.rename(source, target, src_dir_fd=here, dst_dir_fd=here)
 
     def remove(self, name: str) -> None:
         """Take the name away. The bytes go when the last holder of the file lets go."""
-        os.unlink(name, dir_fd=self._file.descriptor)
+        os.unlink(name, dir_fd=self._to_change())
 
     def exists(self, name: str) -> bool:
         """Say whether there is anything of this name, a broken link included."""

@@ -154,7 +154,9 @@ class Segment:
             filesystem.write(file, header + CHECKSUM.pack(seed), 0)
             filesystem.sync(file)
             directory.sync()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = f"{directory.path}/{name}"
             directory.remove(name)
             raise
         meta = SegmentMeta(number, seed, SEGMENT_HEADER_BYTES)

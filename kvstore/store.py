@@ -166,6 +166,7 @@ class LogStore(Store):
         def delete() -> Changes:
             if not self._index.get(key):
                 raise self._missing(key)
+            check(key, b"")
             return {key: None}
 
         self._log.write(delete)
@@ -403,10 +404,7 @@ class LogStore(Store):
         self._log.disown()
         self._files.make_lock()
         self._compactor.make_lock()
-        parents = ReadOnlyError(
-            f"{self._path} belongs to the process that forked this one; it can write "
-            f"here when it was opened here"
-        )
+        parents = ReadOnlyError(f"{self._path} belongs to the parent; open it here too")
         self._files.directory.why_missing = parents
         self._health.trouble = self._health.trouble or parents
 

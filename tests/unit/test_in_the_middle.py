@@ -6,8 +6,11 @@ are rare, or need a store that is larger than theirs.
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import pytest
 
 import kvstore
 import kvstore.index
-from kvstore.index import GONE, STEP, Index
+from kvstore.filesystem import FileSystem
+from kvstore.index import GONE, STEP, Index, Layer, fold_into
+from kvstore.posix import DISK
 from kvstore.store import LogStore
 from tests.disks import NO_SYNC, PATIENCE, FaultyFileSystem
 from tests.helpers import (
@@ -31,7 +36,7 @@ from tests.helpers import (
 )
 
 
-def log_store(path: Path, filesystem: FaultyFileSystem) -> LogStore:
+def log_store(path: Path, filesystem: FileSystem) -> LogStore:
     """Open a store whose parts a test looks at."""
     db = kvstore.open(path, filesystem=filesystem)
     assert isinstance(db, LogStore)
@@ -254,7 +259,7 @@ def test_a_close_while_an_iteration_begins_leaves_it_its_values(path: Path) -> N
     db = kvstore.open(path, filesystem=filesystem)
     db[b"ada"] = b"1815"
     filesystem.at("map", ".segment", db.close)
-    found = {}
+    found: dict[bytes, bytes] = {}
     with suppress(KeyError):
         found.update(db.items())
     assert found == {b"ada": b"1815"}, "T4: a close took an iteration its values"
@@ -299,3 +304,74 @@ def test_a_child_waits_for_no_lock_of_its_parent(path: Path) -> None:
         for lock in (db._compactor.compacting, db._files.changing, db._log.syncing):
             with lock:
                 assert in_a_fork(closed) == "closed"
+
+
+@pytest.mark.parametrize("number", [1, 3], ids=["header", "record"])
+def test_a_child_that_leaves_a_call_of_its_parent_undoes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A handler may fork. What the child unwinds when it exits is the parent's."""
+    parent, pwrite, calls = os.getpid(), DISK.pwrite, itertools.count(-1000)
+    reads, writes = os.pipe()
+
+    def fork(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        if next(calls) == number and os.fork() == 0:
+            os.read(reads, 1)  # until the parent has done what it does here
+            raise Interrupt
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(DISK, "pwrite", fork)
+    db = kvstore.open(path, segment_bytes=1)
+    db[b"ada"] = b"1815"
+    calls = itertools.count(1)
+    try:
+        db[b"alan"] = b"1912"  # in a new segment
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    os.write(writes, b"!")
+    os.wait()
+    found: dict[bytes, bytes] = {}
+    with suppress(kvstore.CorruptionError):
+        db.close()
+        found = read(path)
+    assert found == {b"ada": b"1815", b"alan": b"1912"}, "T2: a child took something"
+
+
+def test_a_handler_puts_nothing_after_the_last_sync_of_a_close(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = log_store(path, NO_SYNC)
+    db[b"ada"] = b"1815"
+    finish = db._log.finish
+
+    def finish_and_put() -> None:
+        finish()
+        with pytest.raises(kvstore.ReentrantError):
+            db[b"alan"] = b"1912"
+
+    monkeypatch.setattr(db._log, "finish", finish_and_put)
+    db.close()
+
+
+def test_a_walk_for_some_key_begins_anew_after_half_a_fold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = Index({b"%d" % number: 1 for number in range(3 * STEP)})
+    moment = index.moment(*index.merge_layers())
+    index.apply({b"%d" % number: GONE for number in range(STEP)})
+    assert index.some_key() is not None
+    del moment
+
+    def half(base: Layer, changes: Iterable[tuple[bytes, int]]) -> None:
+        fold_into(base, list(changes)[:9])
+        raise Interrupt
+
+    with monkeypatch.context() as patched, suppress(Interrupt):
+        patched.setattr("kvstore.index.fold_into", half)
+        index.fold()
+    index.apply({b"%d" % number: GONE for number in range(STEP, 3 * STEP - 1)})
+    found = None
+    with suppress(RuntimeError):
+        found = index.some_key()
+    assert found == b"%d" % (3 * STEP - 1), "a key is there, and is not found"

@@ -311,3 +311,11 @@ def test_a_header_that_was_changed_after_the_opening_is_found(segment: Segment) 
     overwrite(Path(segment.path), 20, b"!")
     with pytest.raises(kvstore.CorruptionError):
         segment.check_header()
+
+
+def test_a_full_disk_names_the_segment_that_has_no_space(path: Path) -> None:
+    filesystem = FaultyFileSystem()
+    filesystem.fail("write", disk_full(), ".segment")
+    with pytest.raises(OSError, match="No space left") as caught:
+        kvstore.open(path, filesystem=filesystem)
+    assert caught.value.filename == f"{path}/00000001.segment", "it names no file"

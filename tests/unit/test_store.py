@@ -336,3 +336,14 @@ def test_a_call_from_inside_is_an_error_and_never_waits(path: Path) -> None:
 
 
 # Threads
+
+
+def test_a_delete_takes_no_key_that_says_another_length(path: Path) -> None:
+    class Odd(bytes):
+        def __len__(self) -> int:
+            return 1
+
+    with kvstore.open(path) as db:
+        db[b"ada"] = b"1815"
+        with pytest.raises(TypeError, match="must be bytes"):
+            del db[Odd(b"ada")]
