@@ -200,7 +200,6 @@ def left_by_chance(subject: Subject, seed: int) -> Left:
 
 
 def do_something(account: Account, chance: random.Random) -> None:
-    """Do one of the things that a program does with a store."""
     roll = chance.random()
     if roll < 0.08:
         account.compact(chance.random())

@@ -125,7 +125,6 @@ def reads(story: Story) -> str:
 
 
 def writes(story: Story) -> str:
-    """Try to write to what is the parent's."""
     try:
         story.db[b"child"] = b"1"
     except kvstore.ReadOnlyError:

@@ -143,7 +143,6 @@ class Trial(NamedTuple):
         return Story(self.subject, NO_SYNC, str(path))
 
     def contents(self, path: str | Path) -> Contents:
-        """Return what a reader finds."""
         with self.subject.open(NO_SYNC, "r", path=str(path)) as db:
             return dict(db)
 

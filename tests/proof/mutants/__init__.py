@@ -45,7 +45,6 @@ class Mutant(NamedTuple):
         return PACKAGE / f"{self.module}.py"
 
     def plant(self, source: str) -> str:
-        """Return the source of the module with the bug in it."""
         start, end = extent(source, self.where)
         piece = source[start:end]
         found = piece.count(self.old)

@@ -127,7 +127,6 @@ class Kind(NamedTuple):
 
 
 def kinds_of_sectors(size: int) -> dict[str, Kind]:
-    """Return the kinds of damage that change whole sectors."""
     zeros, swap = partial(overwrite, size, sector=b""), partial(exchange, size)
     sectors = partial(sectors_of, size)
 

@@ -202,7 +202,6 @@ class Directory(NamedTuple):
             self.subject.rearrange(db, 0.9)
 
     def check_kept(self, disk: SimulatedDisk, torn: Tail | None) -> None:
-        """Raise unless the bytes that were cut off are kept."""
         if torn is not None:
             tail = self.image[torn.path][torn.offset : torn.offset + torn.length]
             kept = disk.image().get(torn.kept_as or "")
@@ -250,7 +249,6 @@ def cases(subject: Subject) -> list[str]:
 
 
 def kinds(subject: Subject) -> list[str]:
-    """Return the kinds of cases that chance makes."""
     return [*subject.codecs.CODECS, "search", "directory"]
 
 

@@ -288,7 +288,6 @@ class Trial:
         self.db = self.subject.open(self.disk, flag, self.sync, SMALL, self.path)
 
     def look(self) -> Contents:
-        """Open the store to read, and read it."""
         with self.subject.open(self.disk, "r", path=self.path) as db:
             return dict(db)
 

@@ -246,7 +246,6 @@ def act(work: Callable[[int], NoReturn], send: int, case: str) -> NoReturn:
 
 
 def without_report(said: bytes) -> bytes:
-    """Return what a child said, or raise what it reports."""
     said, reported, report = said.partition(REPORT)
     if reported:
         raise pickle.loads(report)

@@ -279,7 +279,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule()
     @keeps(DIFFER)
     def clear(self) -> None:
-        """Delete everything, one key after the other."""
         keys = list(self.db)
         self.db.clear()
         for key in keys:
@@ -410,7 +409,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(flag=st.sampled_from(["c", "w", "n"]))
     @keeps(TWO_WRITERS)
     def open_twice(self, flag: Flag) -> None:
-        """Open the store for writing while it is open."""
         image = self.disk.image()
         raises(kvstore.LockedError, lambda: self.open(flag), "a second open")
         unchanged(image, self.disk, "a second open")

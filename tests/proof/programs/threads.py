@@ -395,7 +395,6 @@ class Picture(NamedTuple):
 
     @property
     def keys_alone(self) -> bool:
-        """Say whether the picture shows no values."""
         return True in self.shown.values()
 
     def reads(self, key: bytes) -> Operation:
