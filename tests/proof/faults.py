@@ -78,21 +78,17 @@ class OneCall:
 
     @property
     def error(self) -> str:
-        """Return the name of the error, if the fault is one."""
         return self.fault.partition("-")[0]
 
     @property
     def errno(self) -> int:
-        """Return the number of the error."""
         return int(getattr(errno, self.error))
 
     @property
     def is_short(self) -> bool:
-        """Say whether the fault is a write that gets through in part."""
         return self.fault.startswith("short")
 
     def on(self, disk: SimulatedDisk) -> None:
-        """Strike this disk."""
         disk.drops_pages = self.fault.endswith("-dropped")
         if self.fault.endswith("-after"):
             disk.watch = self.after
@@ -100,7 +96,6 @@ class OneCall:
             disk.fault = self.before
 
     def before(self, operation: Operation) -> int | None:
-        """Be asked before a call."""
         if self.is_short:
             length = operation.length
             part = length - 1 if self.fault == "short-by-one" else length // 2
@@ -110,7 +105,6 @@ class OneCall:
         return None
 
     def after(self, operation: Operation) -> None:
-        """Be told of a call that is done."""
         if operation.name in CHANGES and self._hits(operation):
             raise system_error(self.error, operation)
 
@@ -119,7 +113,8 @@ class OneCall:
         self.calls += 1
         if self.calls != self.number:
             return False
-        self.struck, self.place = operation, place_in_the_engine()
+        self.struck = operation
+        self.place = " < ".join(code.co_qualname for code in codes_on_the_stack())
         self.lasts = self.fault.endswith("-lasting")
         return True
 
@@ -128,11 +123,6 @@ FAULTS = (
     *("EIO", "ENOSPC", "EDQUOT", "EMFILE", "EINTR"),
     *("EIO-dropped", "EIO-lasting", "EIO-after", "short-by-one", "short-by-half"),
 )
-
-
-def place_in_the_engine() -> str:
-    """Return the functions of the package that are being called, the innermost first."""
-    return " < ".join(code.co_qualname for code in codes_on_the_stack())
 
 
 DISKS = {"kvstore.simdisk", "kvstore.powercut", "kvstore.filesystem", "kvstore.posix"}
@@ -156,7 +146,6 @@ class FailingSync:
     struck: Operation | None = None
 
     def __call__(self, operation: Operation) -> int | None:
-        """Be asked before a call."""
         if operation.name == "sync" and self.struck is None:
             self.successes -= 1
             if self.successes < 0:
@@ -169,25 +158,32 @@ class FailingSync:
 class FullDisk:
     """Lets writes and new files fail when so many bytes more were written.
 
-    Only where a file grows it takes space. After one error there is space again.
+    Only where a file grows it takes space. After one error there is space again, or else
+    the disk stays full, and has no inode for a new file from the beginning. That a write
+    finds no space is an error without a file's name, as `os.pwrite` knows none.
     """
 
     disk: SimulatedDisk
     space: int
+    stays_full: bool = False
     struck: Operation | None = None
 
     def __call__(self, operation: Operation) -> int | None:
-        """Be asked before a call."""
-        if self.struck is not None or operation.name not in ("write", "create"):
+        if operation.name not in ("write", "create"):
             return None
+        if self.struck is not None and not self.stays_full:
+            return None
+        no_inode = operation.name == "create" and self.stays_full
         grows = operation.length
         if operation.name == "write":
             size = len(self.disk.image()[operation.path])
             grows = max(0, operation.offset + operation.length - size)
             if not grows:
                 return None
-        if not self.space:
+        if no_inode or not self.space:
             self.struck = operation
+            if operation.name == "write":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise system_error("ENOSPC", operation)
         taken = min(self.space, grows)
         self.space -= taken
@@ -224,7 +220,6 @@ class Budget:
     too_much: Callable[[str], Exception]
 
     def __call__(self, operation: Operation) -> None:
-        """Take a read off the budget."""
         if operation.name == "read":
             self.left -= operation.length
         if self.left < 0:

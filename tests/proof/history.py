@@ -16,9 +16,7 @@ Contents = dict[bytes, bytes]
 Changes = Mapping[bytes, bytes | None]  # None: the key is deleted
 
 TOLD = Breach(Promise.SAFE, "a change that was acknowledged as on the disk is gone")
-DONE = Breach(
-    Promise.ONLY_THE_END, "a change that had returned did not outlive its process"
-)
+DONE = Breach(Promise.ONLY_THE_END, "a change that returned died with its process")
 BATCH = Breach(Promise.WHOLE, "of a batch a part is there")
 INVENTED = Breach(Promise.NEWEST, "there is a key or a value that was never written")
 BACK = Breach(Promise.ONLY_THE_END, "a key is back from the dead")

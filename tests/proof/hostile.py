@@ -15,16 +15,9 @@ from kvstore.simdisk import SimulatedDisk
 from tests.proof.faults import Budget
 from tests.proof.promises import Breach, Broken, Promise
 
-AS_IT_SAYS = Breach(
-    Promise.NO_GUESSES,
-    "any bytes are read as exactly what they say, or refused with an error that has a name",
-)
-NO_MORE = Breach(
-    Promise.NO_GUESSES, "no length that a file claims makes the store read or hold more"
-)
-ALL_LEFT = Breach(
-    Promise.NO_GUESSES, "of a damaged file everything is read or reported"
-)
+AS_IT_SAYS = Breach(Promise.NO_GUESSES, "bytes are misread, or refused without a name")
+NO_MORE = Breach(Promise.NO_GUESSES, "a length that a file claims is believed")
+ALL_LEFT = Breach(Promise.NO_GUESSES, "of a damaged file all is read or reported")
 
 T = TypeVar("T")
 Random = random.Random
@@ -40,14 +33,8 @@ class Trial:
     steps: list[str] = field(default_factory=list)
 
     def broken(self, breach: Breach, what: str) -> Broken:
-        """Return the error for a promise that this input broke."""
         made = ", then ".join(self.steps) or "as it was written"
         return Broken(breach, f"{what}. The input: {made}", self.line)
-
-    def unexpected(self, error: Exception) -> Broken:
-        """Return the error for an error that should not have been raised."""
-        what = f"{type(error).__name__} was raised ({error})"
-        return self.broken(AS_IT_SAYS, what)
 
     @contextmanager
     def no_error(self) -> Iterator[None]:
@@ -57,7 +44,7 @@ class Trial:
         except Broken:
             raise
         except Exception as error:
-            raise self.unexpected(error) from error
+            raise self.broken(AS_IT_SAYS, f"{error!r} was raised") from error
 
     def answer(
         self, work: Callable[[], T], *named: type[KVStoreError]
@@ -70,7 +57,7 @@ class Trial:
         except Broken:
             raise
         except Exception as error:
-            raise self.unexpected(error) from error
+            raise self.broken(AS_IT_SAYS, f"{error!r} was raised") from error
 
     def answer_in_memory(
         self, raw: bytes, work: Callable[[], T], *named: type[KVStoreError]
@@ -87,11 +74,12 @@ class Trial:
             raise self.broken(NO_MORE, what)
         return answer
 
-    def check_same(self, again: bytes, raw: bytes) -> None:
-        """Raise unless what was read encodes to the very bytes that it was read from."""
-        if again != raw:
-            what = f"what was read of {raw.hex()} is written as {again.hex()}"
-            raise self.broken(AS_IT_SAYS, what)
+    def same(
+        self, found: object, right: object, what: str, breach: Breach = AS_IT_SAYS
+    ) -> None:
+        """Raise unless something is what the formats say."""
+        if found != right:
+            raise self.broken(breach, f"{what}: {found!r}, and right is {right!r}")
 
     def disk(self, image: Image, most: int) -> SimulatedDisk:
         """Return a disk of which so many bytes may be read."""
@@ -133,7 +121,6 @@ def limits_of(width: int) -> list[int]:
 
 
 def flip_a_bit(chance: Random, raw: bytearray, _: Fields) -> str:
-    """Flip one bit."""
     place = chance.randrange(len(raw))
     raw[place] ^= 1 << chance.randrange(8)
     return f"a bit of byte {place} flipped"
@@ -146,21 +133,18 @@ def a_range(chance: Random, raw: bytes | bytearray) -> slice:
 
 
 def cut_off(chance: Random, raw: bytearray, _: Fields) -> str:
-    """Drop everything from some place on."""
     length = chance.randrange(len(raw))
     del raw[length:]
     return f"cut to {length} bytes"
 
 
 def drop(chance: Random, raw: bytearray, _: Fields) -> str:
-    """Drop a range."""
     gone = a_range(chance, raw)
     del raw[gone]
     return f"bytes {gone.start} to {gone.stop} dropped"
 
 
 def splice(chance: Random, raw: bytearray, _: Fields) -> str:
-    """Insert a copy of a range, or zeros, or anything."""
     copied = raw[a_range(chance, raw)]
     more = chance.choice((copied, bytes(len(copied)), chance.randbytes(len(copied))))
     place = chance.randrange(len(raw) + 1)
@@ -169,14 +153,12 @@ def splice(chance: Random, raw: bytearray, _: Fields) -> str:
 
 
 def overwrite(chance: Random, raw: bytearray, _: Fields) -> str:
-    """Write a copy of a range over another."""
     copied, place = raw[a_range(chance, raw)], chance.randrange(len(raw))
     raw[place : place + len(copied)] = copied
     return f"{len(copied)} bytes written over those at {place}"
 
 
 def set_a_number(chance: Random, raw: bytearray, fields: Fields) -> str:
-    """Set one of the numbers to a limit, or near the length."""
     place, width = chance.choice(fields)
     near = len(raw) - chance.choice((-1, 0, 1, 19, 32))
     number = chance.choice((*LIMITS, near)) % 2 ** (8 * width)

@@ -19,7 +19,6 @@ def fingerprint(*parts: object) -> int:
 
 
 def fingerprint_of(image: Image) -> int:
-    """Return a number for what is on a disk."""
     return fingerprint(sorted(image.items()))
 
 
@@ -34,7 +33,6 @@ class Tally:
     different: dict[str, set[int]] = field(default_factory=dict)
 
     def count(self, words: str, times: int = 1) -> None:
-        """Count something."""
         self.often[words] += times
 
     def meet(self, words: str, number: int) -> bool:
@@ -45,7 +43,6 @@ class Tally:
         return len(known) > before
 
     def add(self, other: Tally) -> None:
-        """Add what somebody else has counted."""
         self.often += other.often
         for words, numbers in other.different.items():
             self.different.setdefault(words, set()).update(numbers)
@@ -87,12 +84,10 @@ def share_of(programme: Programme, subject: Subject) -> list[str]:
 
 
 def line(programme: str, subject: Subject, *words: object) -> str:
-    """Return the line that replays a case."""
     return " ".join(filter(None, (programme, subject.name, *map(str, words))))
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of several tallies."""
     result = Tally()
     for tally in tallies:
         result.add(tally)

@@ -77,7 +77,6 @@ def run(case: str) -> Result:
 
 
 def share_of_the_tests(names: Iterable[str]) -> Iterator[str]:
-    """Yield every case that the tests run."""
     for name, subject in itertools.product(names, ENGINES.values()):
         for case in share_of(PROGRAMMES[name], subject):
             yield line(name, subject, case)
@@ -103,9 +102,8 @@ def results(cases: Iterator[str], until: float) -> Iterator[Result]:
         running: set[Future[Result]] = set()
         while True:
             wanted = cores - len(running) if time.monotonic() < until else 0
-            running |= {
-                pool.submit(run, case) for case in itertools.islice(cases, wanted)
-            }
+            new = itertools.islice(cases, wanted)
+            running |= {pool.submit(run, case) for case in new}
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -160,14 +158,11 @@ def write(tallies: Tallies) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return the status to end with."""
     options = parser().parse_args(arguments)
     if options.replay:
         return min(1, report([run(options.replay)])[1])
     if options.minutes:
-        print(
-            f"seed {options.seed}; the same seed tries the same cases in the same order"
-        )
+        print(f"seed {options.seed}; with it the same cases come in the same order")
         seconds = 60 * options.minutes
         new = new_cases(options.only, options.seed)
         found = with_bar(results(new, time.monotonic() + seconds), seconds)
@@ -181,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Say what the command line may ask for."""
     made = argparse.ArgumentParser(
         prog="python3 tests prove",
         description=__doc__,
@@ -190,18 +184,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, help="how long to go on with new cases")
     made.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     made.add_argument(
-        "--only",
-        nargs="+",
-        choices=PROGRAMMES,
-        default=list(PROGRAMMES),
-        metavar="NAME",
+        "--only", nargs="+", choices=PROGRAMMES, default=[*PROGRAMMES], metavar="NAME"
     )
-    made.add_argument(
-        "--replay", metavar="CASE", help="run one case, as a failure names it"
-    )
-    made.add_argument(
-        "--write", action="store_true", help="store the counts for the book"
-    )
+    made.add_argument("--replay", metavar="CASE", help="run what a failure names")
+    made.add_argument("--write", action="store_true", help="store counts for the book")
     return made
 
 

@@ -30,7 +30,6 @@ class Account:
         self.open()
 
     def open(self) -> None:
-        """Open the store."""
         self.db = self.subject.open(self.disk, small=self.small)
         self.note(self.now)
 
@@ -43,18 +42,15 @@ class Account:
         known[len(image[layout.tail])] = self.now
 
     def change(self, changes: Changes) -> None:
-        """Put or delete one key; several as a batch."""
         before, self.now = self.now, after(self.now, changes)
         self.written |= {(k, v) for k, v in changes.items() if v is not None}
         make(self.db, changes)
         self.note(before)
 
     def put(self, key: bytes, serial: int, length: int) -> None:
-        """Put a value that no other change writes."""
         self.change({key: text(serial, length * self.scale)})
 
     def compact(self, share: float = 0.0) -> None:
-        """Have the store rearrange its files."""
         self.subject.rearrange(self.db, share)
         self.note(self.now)
 
@@ -74,40 +70,26 @@ class Account:
 
 def text(serial: int, length: int) -> bytes:
     """Return a value that no other serial has."""
-    return (b"%d-" % serial).ljust(
-        length, b"abcdefghijk"[serial % 11 : serial % 11 + 1]
-    )
-
-
-def created(subject: Subject, seed: int, *, large: bool = False) -> Account:
-    """Make a store: one of 4 KiB in all, or one whose records fill sectors of 32 bytes."""
-    return Account(subject, seed, *((1500, 25) if large else (192, 1)))
+    return (b"%d-" % serial).ljust(length, b"%c" % (ord("a") + serial % 11))
 
 
 def filled(subject: Subject, seed: int, *, large: bool = False) -> Account:
-    """Fill a first file."""
-    account = created(subject, seed, large=large)
-    for serial, (key, length) in enumerate(
-        ((b"ada", 10), (b"bob", 42), (b"cyd", 42)), 1
-    ):
-        account.put(key, serial, length)
+    """Fill a file: of a store of 4 KiB, or with records that fill sectors of 32 bytes."""
+    account = Account(subject, seed, *((1500, 25) if large else (192, 1)))
+    account.put(b"ada", 1, 10)
+    account.put(b"bob", 2, 42)
+    account.put(b"cyd", 3, 42)
     return account
-
-
-def go_on(account: Account) -> None:
-    """Make the first change after a full file."""
-    account.put(b"dan", 4, 10)
 
 
 def synced(subject: Subject, seed: int, *, large: bool = False) -> Account:
     """Go on to a compaction that has to keep a tombstone, and to a sync."""
     account = filled(subject, seed, large=large)
-    go_on(account)
+    account.put(b"dan", 4, 10)
     account.change({b"bob": None})  # the older record is in a file that stays
-    for serial, (key, length) in enumerate(
-        ((b"dan", 40), (b"dan", 22), (b"eve", 10)), 5
-    ):
-        account.put(key, serial, length)
+    account.put(b"dan", 5, 40)
+    account.put(b"dan", 6, 22)
+    account.put(b"eve", 7, 10)
     account.compact(0.6)
     account.db.sync()
     return account
@@ -158,20 +140,20 @@ def left_mended(subject: Subject, seed: int) -> Left:
     return replace(torn, image=disk.image(), layout=subject.layout(disk.image()))
 
 
-def left_rotating(name: str, subject: Subject, seed: int) -> Left:
+def left_rotating(call: str, subject: Subject, seed: int) -> Left:
     """Die before the last call of this name of the change to a second file."""
     account = filled(subject, seed)
-    return account.left_before_last(name, partial(go_on, account))
+    return account.left_before_last(call, partial(account.put, b"dan", 4, 10))
 
 
-def left_compacting(name: str, subject: Subject, seed: int) -> Left:
+def left_compacting(call: str, subject: Subject, seed: int) -> Left:
     """Die before the last call of this name of a compaction."""
     account = unsynced(subject, seed)
-    return account.left_before_last(name, account.compact)
+    return account.left_before_last(call, account.compact)
 
 
 STATES: dict[str, Callable[[Subject, int], Left]] = {
-    "created": lambda subject, seed: created(subject, seed).left(),
+    "created": lambda subject, seed: Account(subject, seed, 192).left(),
     "rotating": partial(left_rotating, "rename"),  # before the new file counts
     "rotated": partial(left_rotating, "write"),  # before it takes its first record
     "synced": left_synced,
@@ -218,7 +200,6 @@ def left_by_chance(subject: Subject, seed: int) -> Left:
 
 
 def do_something(account: Account, chance: random.Random) -> None:
-    """Do one of the things that a program does with a store."""
     roll = chance.random()
     if roll < 0.08:
         account.compact(chance.random())
@@ -229,12 +210,10 @@ def do_something(account: Account, chance: random.Random) -> None:
         account.open()
     else:
         keys = chance.sample(KEYS, chance.choice((1, 1, 1, 4)))
-        account.change({key: value_by_chance(account, chance, key) for key in keys})
+        account.change({key: some_value(account, chance, key) for key in keys})
 
 
-def value_by_chance(
-    account: Account, chance: random.Random, key: bytes
-) -> bytes | None:
+def some_value(account: Account, chance: random.Random, key: bytes) -> bytes | None:
     """Return a value for a key, or None to delete a key that there is."""
     if key in account.now and chance.random() < 0.3:
         return None

@@ -45,7 +45,6 @@ class Point(NamedTuple):
 
     @property
     def begins(self) -> bool:
-        """Say whether a function begins here."""
         return not self.call and self.offset == min(looks(self.code))
 
     def __str__(self) -> str:
@@ -65,7 +64,6 @@ def looks(code: CodeType) -> frozenset[int]:
 
 
 def module_of(frame: FrameType | None) -> str:
-    """Return the module that a frame's code is of."""
     return "" if frame is None else str(frame.f_globals.get("__name__", ""))
 
 
@@ -79,6 +77,16 @@ def in_the_disk(frame: FrameType | None) -> bool:
 
 
 Watch = Callable[[Point], bool]  # whether a signal shall come at this point
+
+
+def first_time_at(place: Point) -> Watch:
+    """Have a signal come at a point, the first time that it is passed."""
+    left = [place]
+
+    def watch(point: Point) -> bool:
+        return point in left and left.pop() == point
+
+    return watch
 
 
 def nowhere(_: Point) -> bool:
@@ -114,7 +122,6 @@ class Signals:
         signal.signal(SIGNAL, self._before)
 
     def deliver(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Be the handler of the signal."""
         self.delivered.append(
             "" if frame is None else f"{frame.f_code.co_qualname}+{frame.f_lasti}"
         )

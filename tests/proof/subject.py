@@ -48,15 +48,11 @@ class Tail(NamedTuple):
 class Layout(NamedTuple):
     """What the files of an undamaged store are for. Paths are those of the image."""
 
-    live: frozenset[
-        str
-    ]  # the files that count: bytes changed in them have to be noticed
+    live: frozenset[str]  # the files that count: changed bytes have to be noticed
     kept: frozenset[str]  # what was kept of torn tails
     records: Sequence[str]  # the live files that hold keys and values
     safe: Mapping[str, int]  # of these: how many bytes are on the disk for sure
-    borders: Callable[
-        [str], Sequence[int]
-    ]  # of these: where each record begins; the end
+    borders: Callable[[str], Sequence[int]]  # of these: where records begin; the end
     tail: str  # the one of these that takes the next change, and may be torn
 
 
@@ -80,14 +76,10 @@ class Expected(NamedTuple):
     """What a store has to say about damaged files."""
 
     errors: Mapping[str, set[int]]  # which places an error may name; none: no error
-    foreign: (
-        str  # the file whose damage makes this no store at all; "" if there is none
-    )
+    foreign: str  # the file whose damage makes this no store at all, or ""
     end: int  # of the log: where the last change ends that is whole
     moved: bool  # whether a whole record stands where another one was
-    most: Callable[
-        [str, Flag], int
-    ]  # bytes of a file that may be read to open the store
+    most: Callable[[str, Flag], int]  # bytes of a file that may be read to open
     fixed: Callable[[str], int]  # of these: before a look at the file's length
 
 
@@ -150,9 +142,7 @@ class Subject(Protocol):
     name: str
     share: float  # of each programme's cases in every test run
     promises: frozenset[Promise]
-    lock_file: (
-        str  # what a writer makes even where it can't open the store; "" if nothing
-    )
+    lock_file: str  # what a writer makes even where it can't open the store, or ""
     codecs: Codecs
     places: Mapping[CodeType, str]  # where writers die, in words
     meets: frozenset[CodeType]  # where threads work on what they share
@@ -200,9 +190,8 @@ def codes_of(*holders: object, without: Collection[str] = ()) -> Iterator[CodeTy
         elif isinstance(holder, property):
             yield from codes_of(holder.fget, without=without)
         else:
-            function = getattr(
-                holder, "__func__", getattr(holder, "__wrapped__", holder)
-            )
+            wrapped = getattr(holder, "__wrapped__", holder)
+            function = getattr(holder, "__func__", wrapped)
             if isfunction(function) and function.__name__ not in without:
                 yield from with_those_inside(function.__code__)
 
@@ -210,14 +199,11 @@ def codes_of(*holders: object, without: Collection[str] = ()) -> Iterator[CodeTy
 def codes_in(*modules: ModuleType, without: Collection[str] = ()) -> Iterator[CodeType]:
     """Yield the code of all functions and classes that some modules define."""
     for module in modules:
-        holders = [
-            held
-            for held in vars(module).values()
-            if getattr(held, "__module__", "") == module.__name__
-        ]
-        for code in codes_of(*holders, without=without):
-            if code.co_filename == module.__file__:  # and not made by a decorator
-                yield code
+        for held in vars(module).values():
+            if getattr(held, "__module__", "") == module.__name__:
+                codes = codes_of(held, without=without)
+                # One that a decorator has made is in the decorator's file.
+                yield from (c for c in codes if c.co_filename == module.__file__)
 
 
 def with_those_inside(code: CodeType) -> Iterator[CodeType]:

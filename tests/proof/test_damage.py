@@ -29,13 +29,11 @@ def test_a_failure_names_the_one_damage_and_can_be_replayed(
     """The bug: the store notices damage of which its format says nothing."""
     expected = LogStore.expected
 
-    def without_errors(
-        self: LogStore, left: Left, damaged: dict[str, bytes]
-    ) -> Expected:
+    def no_errors(self: LogStore, left: Left, damaged: dict[str, bytes]) -> Expected:
         return expected(self, left, damaged)._replace(errors={})
 
     with monkeypatch.context() as patch:
-        patch.setattr(LogStore, "expected", without_errors)
+        patch.setattr(LogStore, "expected", no_errors)
         with pytest.raises(Broken) as swept:
             damage.run(LOG, "closed cut")
         program, engine, case = swept.value.case.split(" ", 2)
@@ -49,7 +47,7 @@ def test_a_failure_names_the_one_damage_and_can_be_replayed(
 
 @pytest.mark.parametrize("kind", ["bit", "swap64", "foreign", "live"])
 def test_a_case_with_a_place_is_one_damage(kind: str) -> None:
-    path = left_as("log", "closed").layout.tail.rpartition("/")[2]
+    path = left_as("log", "closed").layout.tail
     places = {"bit": "57 3", "swap64": f"1 {path} 0", "foreign": "", "live": "12 0"}
     counts = damage.run(LOG, f"closed {kind} {path} {places[kind]}").counts()
     assert [n for what, n in counts.items() if "damages:" not in what] == [1]

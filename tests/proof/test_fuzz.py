@@ -41,29 +41,11 @@ SPECIAL: dict[str, Outcome] = {
     "manifest/newer-format": NewerFormatError,
     "manifest/text-of-another-program": ForeignDirectoryError,
 }
-# What the inputs must have come to, each at least once, or they show little.
-ERRORS: list[Outcome] = [CorruptionError, NewerFormatError]
-REACHED: dict[str, list[Outcome]] = {
-    "record": [BadRecordError],
-    "manifest": [*ERRORS, ForeignDirectoryError],
-    "watermark": [None],
-    "segment": ERRORS,
-    "directory": [*ERRORS, ForeignDirectoryError],
-    "limits": ERRORS,
-}
 
 
 @pytest.mark.parametrize("case", SHARE.cases)
 def test_no_promise_breaks(case: str) -> None:
     SHARE.run(case)
-
-
-@pytest.mark.parametrize("kind", REACHED)
-def test_the_inputs_come_to_every_kind_of_answer(kind: str) -> None:
-    counted = SHARE.counted()
-    for outcome in ("whole", *REACHED[kind]):
-        words = fuzz.words_for(kind, outcome)
-        assert counted.get(words), f"none of the {words}: the inputs show little"
 
 
 def test_the_book_says_how_many_inputs_that_were() -> None:
@@ -100,7 +82,7 @@ def test_bytes_that_nobody_wrote_are_refused(raw: bytes) -> None:
     for kind, codec in LOG.codecs.CODECS.items():
         trial = Trial(f"{kind} by Hypothesis", [repr(raw)])
         assert codec.check(raw, trial) != "whole", (
-            f"T8, no guesses: {raw!r} passes for a {kind}"
+            f"T8, no guesses: {raw!r} is a {kind}"
         )
 
 

@@ -19,17 +19,10 @@ def test_no_promise_breaks(case: str) -> None:
     SHARE.run(case)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "kills",
-        "power cuts",
-        "torn tails",
-        "failed fsyncs",
-        "full disks",
-        "calls from inside",
-    ],
-)
+CRASHES = "kills", "power cuts", "torn tails", "failed fsyncs", "full disks"
+
+
+@pytest.mark.parametrize("what", [*CRASHES, "calls from inside"])
 def test_the_stories_have_crashes_of_every_kind(what: str) -> None:
     assert SHARE.counted()[f"{what} of the model*"] >= 50, f"hardly any {what}"
 

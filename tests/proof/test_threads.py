@@ -11,25 +11,24 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import kvstore
-from kvstore.index import Index
 from kvstore.simdisk import Operation as Call
 from kvstore.simdisk import SimulatedDisk
-from tests.disks import PATIENCE, FaultyFileSystem, Pause
+from tests.disks import PATIENCE, FaultyFileSystem, Pause, on_a_disk
 from tests.helpers import Worker, elsewhere
 from tests.proof.engines import ENGINES
 from tests.proof.history import Contents
 from tests.proof.programs import threads
 from tests.proof.programs.linearizability import Held, Kind, Operation, misfit
-from tests.proof.promises import Broken
 from tests.proof.share import Share
-from tests.proof.subject import PATH, Subject
+from tests.proof.subject import Subject
 
 SHARE = Share(threads)
+Work = Callable[[], object]
 LOG = ENGINES["log"]
 per_engine = pytest.mark.parametrize("subject", ENGINES.values(), ids=ENGINES)
 
@@ -93,17 +92,12 @@ ALONE = {  # the modules with which a thread is alone
 
 
 @per_engine
-def test_threads_meet_nowhere_else(
-    subject: Subject, watched: dict[str, Watching]
-) -> None:
+def test_they_meet_nowhere_else(subject: Subject, watched: dict[str, Watching]) -> None:
     meeting = {code.co_filename for code in subject.meets}
-    called = {Path(code.co_filename) for code in watched[subject.name].called}
-    others = {file.stem for file in called if "kvstore" in file.parts} - {
-        Path(file).stem for file in meeting
-    }
-    assert others <= set(ALONE[subject.name].split()), (
-        "do threads meet in these modules?"
-    )
+    called = {code.co_filename for code in watched[subject.name].called}
+    files = map(Path, called - meeting)
+    others = {file.stem for file in files if "kvstore" in file.parts}
+    assert others <= set(ALONE[subject.name].split()), "do threads meet here?"
 
 
 def test_turns_are_the_same_in_a_second_run() -> None:
@@ -125,8 +119,9 @@ def test_every_plot_is_played_and_every_way_to_change_is_used() -> None:
         threads.check([scene])
         plots.add(scene.plot)
         kinds |= {each.kind for w in scene.witnesses for _, each in w.history}
+        assert scene.broken(threads.NEWEST, "").case == "threads log turns os 2"
     assert plots == set(threads.PLOTS)
-    assert kinds == set(KINDS)
+    assert kinds == set(get_args(Kind))
 
 
 def test_who_plays_leaves_the_interpreter_as_it_was() -> None:
@@ -151,21 +146,6 @@ def test_threads_that_wait_for_each_other_are_found_without_a_clock() -> None:
         turns.run(works)
     assert "ada waits for bob" in str(caught.value)
     assert "bob waits for ada" in str(caught.value)
-
-
-def test_a_bug_is_told_with_its_promise_and_the_case_that_shows_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def move(index: Index, moves: Iterable[tuple[bytes, int, int]]) -> None:
-        for key, _, new in moves:
-            index.top[key] = new  # whatever was put or deleted meanwhile
-
-    monkeypatch.setattr(Index, "move", move)
-    with pytest.raises(Broken) as caught:
-        threads.run(LOG, "turns os 1")
-    assert caught.value.breach in {threads.NEWEST, threads.STILL, threads.WHOLE}
-    assert caught.value.case == "threads log turns os 1"
-    assert "seed 1, play " in caught.value.state
 
 
 # --- nothing waits for a compaction ------------------------------------------------------
@@ -211,8 +191,7 @@ class Beside:
         self.put(b"large", b"x" * 300)
         self.put(b"next", b"1")
 
-    def works(self) -> dict[str, Callable[[], None]]:
-        """Return all that goes on while the files change, each under its name."""
+    def works(self) -> dict[str, Work]:
         return {
             "a put": partial(self.put, b"1", b"meanwhile"),
             "a delete": partial(self.delete, b"4"),
@@ -221,16 +200,7 @@ class Beside:
             "an iteration": self.iterate,
         }
 
-    def calls(self) -> list[Call]:
-        """Rearrange the files, and return the calls that this takes."""
-        self.subject.rearrange(self.db)
-        return list(self.disk.operations)
-
-    def files(self) -> list[Path]:
-        """Return the files of the store."""
-        return list(Path(self.path).iterdir())
-
-    def meanwhile(self, number: int, works: dict[str, Callable[[], None]]) -> None:
+    def meanwhile(self, number: int, works: dict[str, Work]) -> None:
         """Do some work while a rearrangement stands before the call of this number."""
         stop, numbers = Pause(), itertools.count()
 
@@ -261,8 +231,9 @@ def test_nothing_waits_for_a_compaction_that_copies_and_no_write_for_one_that_en
     subject: Subject, tmp_path: Path
 ) -> None:
     alone = Beside(subject, tmp_path / "alone")
-    calls = alone.calls()
-    image = {f"{PATH}/{file.name}": file.read_bytes() for file in alone.files()}
+    subject.rearrange(alone.db)
+    calls = alone.disk.operations.copy()
+    image = on_a_disk(Path(alone.path)).image()
     records = {Path(path).name for path in subject.layout(image).records}
     begin = next(n for n, call in enumerate(calls) if call.name == "read")
     copied = [n for n, call in enumerate(calls) if n > begin and call.path in records]
@@ -278,13 +249,10 @@ def test_nothing_waits_for_a_compaction_that_copies_and_no_write_for_one_that_en
 class Overtaken:
     """Has some work done in another thread before one line of the engine in this one."""
 
-    def __init__(
-        self, number: int, subject: Subject, work: Callable[[], object]
-    ) -> None:
-        self.left, self.meets, self.work = number, subject.meets, work
+    def __init__(self, number: int, meets: frozenset[CodeType], work: Work) -> None:
+        self.left, self.meets, self.work = number, meets, work
 
     def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        """Count the lines."""
         if event == "line":
             self.left -= 1
             if self.left == 0:
@@ -292,9 +260,19 @@ class Overtaken:
                 elsewhere(self.work)
         return self.trace if frame.f_code in self.meets else None
 
+    def answer(self, look: Work) -> object:
+        """Return what comes of a look that is overtaken."""
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            return look()
+        except (LookupError, AttributeError, kvstore.KVStoreError) as error:
+            return error
+        finally:
+            sys.settrace(before)
+
 
 def get_beside(store: Beside) -> bytes:
-    """Get a value in a store that is opened for reading."""
     with store.subject.open(store.disk, "r", path=store.path) as db:
         return db[b"1"]
 
@@ -304,7 +282,7 @@ def get_beside(store: Beside) -> bytes:
     "look", [lambda store: store.db.get(b"1"), get_beside], ids=["get", "open"]
 )
 def test_who_is_overtaken_by_a_compaction_looks_again(
-    subject: Subject, tmp_path: Path, look: Callable[[Beside], bytes]
+    subject: Subject, tmp_path: Path, look: Callable[[Beside], object]
 ) -> None:
     for number in range(1, 21):
         store = Beside(subject, tmp_path / f"store{number}")
@@ -312,15 +290,8 @@ def test_who_is_overtaken_by_a_compaction_looks_again(
             store.delete(b"%d" % dead)
         store.db.close()
         store.db = db = subject.open(store.disk, path=store.path)
-        overtaken = Overtaken(number, subject, partial(subject.rearrange, db))
-        before = sys.gettrace()
-        sys.settrace(overtaken.trace)
-        try:
-            found: object = look(store)
-        except (LookupError, AttributeError, kvstore.KVStoreError) as error:
-            found = error
-        finally:
-            sys.settrace(before)
+        overtaken = Overtaken(number, subject.meets, partial(subject.rearrange, db))
+        found = overtaken.answer(partial(look, store))
         assert found == store.expected[b"1"], f"overtaken before line {number}"
         store.end()
         if overtaken.left > 0:
@@ -330,150 +301,62 @@ def test_who_is_overtaken_by_a_compaction_looks_again(
 
 # --- the checker -------------------------------------------------------------------------
 
-FITTING = {
-    "one after the other": [
-        Operation("put", b"1", 1, 2),
-        Operation("get", b"1", 3, 4),
-        Operation("delete", True, 5, 6),
-        Operation("get", None, 7, 8),
-        Operation("delete", False, 9, 10),
-    ],
-    "a get beside a put sees either": [
-        Operation("put", b"1", 1, 2),
-        Operation("put", b"2", 3, 8),
-        Operation("get", b"1", 4, 5),
-        Operation("get", b"2", 6, 7),
-    ],
-    "of two puts at once either is the last": [
-        Operation("put", b"1", 1, 4),
-        Operation("put", b"2", 2, 3),
-        Operation("get", b"1", 5, 6),
-    ],
-    "a get that began before a put ends after the next": [
-        Operation("get", b"1", 1, 8),
-        Operation("put", b"1", 2, 3),
-        Operation("put", b"2", 4, 5),
-        Operation("get", b"2", 6, 7),
-    ],
-    "a put that never returned was done": [
-        Operation("put", b"1", 1),
-        Operation("get", b"1", 2, 3),
-    ],
-    "a put that never returned was done late": [
-        Operation("put", b"1", 1),
-        Operation("get", None, 2, 3),
-        Operation("get", b"1", 4, 5),
-    ],
-    "a put that never returned was not done": [
-        Operation("put", b"1", 1),
-        Operation("get", None, 2, 3),
-    ],
-    "of two deletes at once one finds the key": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", True, 3, 6),
-        Operation("delete", False, 4, 5),
-    ],
-    "a batch deletes what is not there": [
-        Operation("put", None, 1, 2),
-        Operation("in", False, 3, 4),
-    ],
-    "a pop returns what it deletes": [
-        Operation("put", b"1", 1, 2),
-        Operation("pop", b"1", 3, 6),
-        Operation("pop", None, 4, 5),
-    ],
-    "of two defaults at once one is put": [
-        Operation("setdefault", b"2", 1, 4, b"1"),
-        Operation("setdefault", b"2", 2, 3, b"2"),
-        Operation("get", b"2", 5, 6),
-    ],
-    "a default that never returned was put": [
-        Operation("setdefault", b"1", 1, default=b"1"),
-        Operation("setdefault", b"1", 2, 3, b"2"),
-    ],
-}
-MISFITS = {
-    "a value that was never put": [
-        Operation("put", b"1", 1, 2),
-        Operation("get", b"2", 3, 4),
-    ],
-    "a value from before a put that has returned": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", True, 3, 4),
-        Operation("put", b"2", 5, 6),
-        Operation("get", b"1", 7, 8),
-    ],
-    "an old value after the new one was seen": [
-        Operation("put", b"1", 1, 2),
-        Operation("put", b"2", 3, 8),
-        Operation("get", b"2", 4, 5),
-        Operation("get", b"1", 6, 7),
-    ],
-    "a put that got lost": [
-        Operation("put", b"1", 1, 2),
-        Operation("put", b"2", 3, 4),
-        Operation("get", b"1", 5, 6),
-    ],
-    "a value before it was put": [
-        Operation("get", b"1", 1, 2),
-        Operation("put", b"1", 3, 4),
-    ],
-    "a key that is back": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", True, 3, 4),
-        Operation("in", True, 5, 6),
-    ],
-    "a delete that did nothing": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", True, 3, 4),
-        Operation("get", b"1", 5, 6),
-    ],
-    "two deletes that both find the key": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", True, 3, 6),
-        Operation("delete", True, 4, 5),
-    ],
-    "a delete that misses a key that is there": [
-        Operation("put", b"1", 1, 2),
-        Operation("delete", False, 3, 4),
-    ],
-    "a put that never returned, seen and then not": [
-        Operation("put", b"1", 1),
-        Operation("get", b"1", 2, 3),
-        Operation("get", None, 4, 5),
-    ],
-    "two pops of one value": [
-        Operation("put", b"1", 1, 2),
-        Operation("pop", b"1", 3, 6),
-        Operation("pop", b"1", 4, 5),
-    ],
-    "a pop that deleted another value than it returned": [
-        Operation("put", b"1", 1, 2),
-        Operation("put", b"2", 3, 6),
-        Operation("pop", b"1", 4, 5),
-        Operation("get", None, 7, 8),
-    ],
-    "two winners of a default": [
-        Operation("setdefault", b"1", 1, 4, b"1"),
-        Operation("setdefault", b"2", 2, 3, b"2"),
-    ],
-    "a default over a value": [
-        Operation("put", b"1", 1, 2),
-        Operation("setdefault", b"2", 3, 4, b"2"),
-    ],
-}
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+ANSWERS = {"1": b"1", "2": b"2", "none": None, "yes": True, "no": False}
 
 
-@pytest.mark.parametrize("what", FITTING)
-def test_a_history_that_can_be_explained_is_accepted(what: str) -> None:
-    for history in itertools.permutations(FITTING[what]):
-        assert misfit(history) is None, f"{what}: in whatever order it is told"
+def histories(table: str) -> dict[str, list[Operation]]:
+    """Return histories by name, each operation told as stamps, call, and value."""
+    named = (row.split(": ") for row in table.strip().splitlines())
+    return {name: [told(words) for words in row.split(", ")] for name, row in named}
 
 
-@pytest.mark.parametrize("what", MISFITS)
-def test_a_history_that_can_not_be_explained_is_refused(what: str) -> None:
-    for history in itertools.permutations(MISFITS[what]):
-        assert misfit(history) is not None, f"{what}: in whatever order it is told"
+def told(words: str) -> Operation:
+    """Return one operation, such as ``3-4 get 1``, or ``3-`` if it never returned."""
+    stamps, kind, *default, value = words.replace(" of ", " ").split()
+    began, _, ended = stamps.partition("-")
+    end = int(ended) if ended else math.inf
+    offered = default[0].encode() if default else None
+    return Operation(KINDS[kind], ANSWERS[value], int(began), end, offered)
+
+
+FITTING = histories("""
+one after the other: 1-2 put 1, 3-4 get 1, 5-6 delete yes, 7-8 get none, 9-10 delete no
+a get beside a put sees either: 1-2 put 1, 3-8 put 2, 4-5 get 1, 6-7 get 2
+of two puts at once either is the last: 1-4 put 1, 2-3 put 2, 5-6 get 1
+a get around two puts sees the first: 1-8 get 1, 2-3 put 1, 4-5 put 2, 6-7 get 2
+a put that never returned was done: 1- put 1, 2-3 get 1
+a put that never returned was done late: 1- put 1, 2-3 get none, 4-5 get 1
+a put that never returned was not done: 1- put 1, 2-3 get none
+of two deletes at once one finds the key: 1-2 put 1, 3-6 delete yes, 4-5 delete no
+a batch deletes what is not there: 1-2 put none, 3-4 in no
+a pop returns what it deletes: 1-2 put 1, 3-6 pop 1, 4-5 pop none
+of two defaults one is put: 1-4 setdefault of 1 2, 2-3 setdefault of 2 2, 5-6 get 2
+a default that never returned was put: 1- setdefault of 1 1, 2-3 setdefault of 2 1
+""")
+MISFITS = histories("""
+a value that was never put: 1-2 put 1, 3-4 get 2
+a value from before a put that returned: 1-2 put 1, 3-4 delete yes, 5-6 put 2, 7-8 get 1
+an old value after the new one was seen: 1-2 put 1, 3-8 put 2, 4-5 get 2, 6-7 get 1
+a put that got lost: 1-2 put 1, 3-4 put 2, 5-6 get 1
+a value before it was put: 1-2 get 1, 3-4 put 1
+a key that is back: 1-2 put 1, 3-4 delete yes, 5-6 in yes
+a delete that did nothing: 1-2 put 1, 3-4 delete yes, 5-6 get 1
+two deletes that both find the key: 1-2 put 1, 3-6 delete yes, 4-5 delete yes
+a delete that misses a key that is there: 1-2 put 1, 3-4 delete no
+a put that never returned, seen, then not: 1- put 1, 2-3 get 1, 4-5 get none
+two pops of one value: 1-2 put 1, 3-6 pop 1, 4-5 pop 1
+a pop of another value than it returned: 1-2 put 1, 3-6 put 2, 4-5 pop 1, 7-8 get none
+two winners of a default: 1-4 setdefault of 1 1, 2-3 setdefault of 2 2
+a default over a value: 1-2 put 1, 3-4 setdefault of 2 2
+""")
+
+
+@pytest.mark.parametrize("what", [*FITTING, *MISFITS])
+def test_a_history_is_accepted_if_it_can_be_explained(what: str) -> None:
+    for history in itertools.permutations((FITTING | MISFITS)[what]):
+        fits = misfit(history) is None
+        assert fits == (what in FITTING), f"{what}: in whatever order it is told"
 
 
 def test_a_misfit_says_what_the_key_held_and_what_came_then() -> None:
@@ -483,16 +366,13 @@ def test_a_misfit_says_what_the_key_held_and_what_came_then() -> None:
     )
 
 
-KINDS: tuple[Kind, ...] = ("put", "delete", "pop", "setdefault", "get", "in")
-
-
 def some_history(chance: random.Random) -> list[Operation]:
     """Return up to five operations that overlap, with answers that may be right."""
     count = chance.randint(1, 5)
     stamps = chance.sample(range(2 * count), 2 * count)
     history = []
     for first, second in zip(stamps[::2], stamps[1::2], strict=True):
-        kind = chance.choice(KINDS)
+        kind = chance.choice(get_args(Kind))
         has_value = kind not in ("delete", "in")
         value = chance.choice((b"1", b"2", None) if has_value else (True, False))
         default = chance.choice((b"1", b"2"))

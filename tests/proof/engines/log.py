@@ -39,38 +39,14 @@ from collections.abc import Iterable, Mapping
 from types import CodeType
 
 import kvstore
-from kvstore import (
-    compaction,
-    directory,
-    files,
-    health,
-    index,
-    log,
-    opening,
-    store,
-)
+from kvstore import compaction, directory, files, health, index, log, opening, store
 from kvstore.compaction import Compactor
 from kvstore.filesystem import FileSystem
 from kvstore.log import Log
 from kvstore.powercut import Image
 from kvstore.segment import LONGEST_START, WINDOW_BYTES
 from tests.proof.engines import log_codecs
-from tests.proof.engines.log_format import (
-    HEADER_BYTES,
-    LOCK,
-    MANIFEST,
-    MANIFEST_MAGIC,
-    MARK,
-    MARK_BYTES,
-    borders,
-    in_common,
-    last_before,
-    places_for_manifest,
-    places_in_segment,
-    rows_of,
-    stands_elsewhere,
-    vouched_for,
-)
+from tests.proof.engines import log_format as form
 from tests.proof.promises import Promise
 from tests.proof.subject import (
     PATH,
@@ -95,7 +71,7 @@ class LogStore:
     name = "log"
     share = 1.0
     promises = frozenset(Promise)
-    lock_file = LOCK
+    lock_file = form.LOCK
     codecs: Codecs = log_codecs
     places: Mapping[CodeType, str] = {
         store.LogStore.__setitem__.__code__: "a put or a delete",
@@ -130,89 +106,84 @@ class LogStore:
         small: int | None = None,
         path: str = PATH,
     ) -> Engine:
-        """Open a store. `small` is about how many bytes fill a segment."""
         size = {} if small is None else {"segment_bytes": small}
         return kvstore.open(path, flag, sync=sync, filesystem=disk, **size)
 
     def rearrange(self, db: Engine, share: float = 0.0) -> None:
-        """Compact the segments in which so large a share is dead."""
         db.compact(share)
 
     def torn_tail(self, db: Engine) -> Tail | None:
-        """Return the torn tail that was found when this store was opened."""
         torn = db.torn_tail
         if torn is None:
             return None
         return Tail(torn.path, torn.offset, torn.length, torn.kept_as)
 
     def damage(self, db: Engine) -> list[Place]:
-        """Read every byte of an open store, and return what is damaged."""
         found = db.verify().damage
         return [Place(each.path, each.offset, each.length) for each in found]
 
     def salvage(self, disk: FileSystem, source: str, target: str) -> Rescue:
-        """Copy what can be read of a damaged store."""
         report = kvstore.salvage(source, target, filesystem=disk)
         silent = report.manifest_read and not report.left_out
         return Rescue(len(report.left_out), silent, str(report))
 
     def layout(self, image: Image) -> Layout:
-        """Say what the files of an undamaged store are for."""
-        *sealed, active = rows_of(image)
+        *sealed, active = form.rows_of(image)
         safe = {row.path: row.length for row in sealed}
-        safe[active.path] = vouched_for(image)
+        safe[active.path] = form.vouched_for(image)
         return Layout(
-            live=frozenset({MANIFEST, MARK, *safe}),
+            live=frozenset({form.MANIFEST, form.MARK, *safe}),
             kept=frozenset(path for path in image if ".cut-" in path),
             records=tuple(safe),
             safe=safe,
-            borders=lambda path: borders(image[path]).records,
+            borders=lambda path: form.borders(image[path]).records,
             tail=active.path,
         )
 
     def unfinished(self, image: Image) -> bool:
         """Say whether there is at most what the making of a store begins with."""
         first = f"{PATH}/00000001.segment"
-        begun = {f"{PATH}/", LOCK, f"{MANIFEST}.new", first}
-        return image.keys() <= begun and len(image.get(first, b"")) <= HEADER_BYTES
+        begun = {f"{PATH}/", form.LOCK, f"{form.MANIFEST}.new", first}
+        return image.keys() <= begun and len(image.get(first, b"")) <= form.HEADER_BYTES
 
     def expected(self, left: Left, damaged: Image) -> Expected:
         """Say what has to come of damage, as told at the top of this module."""
         errors: dict[str, set[int]] = {}
-        *sealed, active = rows_of(left.image)
-        manifest = damaged.get(MANIFEST)
-        if manifest != left.image[MANIFEST]:
-            errors |= places_for_manifest(manifest)
+        *sealed, active = form.rows_of(left.image)
+        manifest = damaged.get(form.MANIFEST)
+        if manifest != left.image[form.MANIFEST]:
+            errors |= form.places_for_manifest(manifest)
         for row in sealed:
             if damaged.get(row.path) != left.image[row.path]:
-                errors[row.path] = places_in_segment(
+                errors[row.path] = form.places_in_segment(
                     left.image[row.path], damaged.get(row.path)
                 )
-        mark_stands = damaged.get(MARK) == left.image[MARK]
+        mark_stands = damaged.get(form.MARK) == left.image[form.MARK]
         safe = left.layout.safe[active.path] if mark_stands else active.length
         log = damaged.get(active.path)
-        whole = 0 if log is None else in_common(left.log, log)
-        moved = log is not None and stands_elsewhere(left.log, log, whole)
+        whole = 0 if log is None else form.in_common(left.log, log)
+        moved = log is not None and form.stands_elsewhere(left.log, log, whole)
         if whole < safe and not moved:
             written = left.log[: len(left.image[active.path])]
-            errors[active.path] = places_in_segment(written, log)
+            errors[active.path] = form.places_in_segment(written, log)
 
         def most(path: str, flag: Flag) -> int:
             size = len(damaged[path])
-            if path == MANIFEST:
+            if path == form.MANIFEST:
                 return 3 * size
             if path not in left.layout.records:
-                return size if path == MARK else 0
+                return size if path == form.MARK else 0
             overlaps = size // WINDOW_BYTES * LONGEST_START
             is_kept = path == active.path and flag == "c"
             return size + overlaps + (max(0, size - safe) if is_kept else 0)
 
-        foreign = manifest is not None and not manifest.startswith(MANIFEST_MAGIC)
-        end = last_before(left.ends, whole)
-        return Expected(errors, MANIFEST if foreign else "", end, moved, most, fixed)
+        foreign = manifest is not None and not manifest.startswith(form.MANIFEST_MAGIC)
+        end = form.last_before(left.ends, whole)
+        return Expected(
+            errors, form.MANIFEST if foreign else "", end, moved, most, fixed
+        )
 
     def locks(self, db: Engine) -> Iterable[tuple[object, str]]:
-        """Yield what holds the locks, and their names: the outer ones first."""
         assert isinstance(db, store.LogStore)
         yield db._compactor, "compacting"
         yield db._files, "changing"
@@ -222,6 +193,6 @@ class LogStore:
 
 def fixed(path: str) -> int:
     """Return how many bytes may be asked for without a look at a file's length."""
-    if path == MARK:
-        return MARK_BYTES
-    return HEADER_BYTES if path.endswith(".segment") else 0
+    if path == form.MARK:
+        return form.MARK_BYTES
+    return form.HEADER_BYTES if path.endswith(".segment") else 0

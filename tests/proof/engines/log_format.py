@@ -29,7 +29,6 @@ class Row(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Return the path of the segment."""
         return f"store/{self.number:08}.segment"
 
 
@@ -43,7 +42,6 @@ class Told(NamedTuple):
 
 
 def number_at(raw: bytes, place: int, width: int) -> int:
-    """Return the number in some bytes."""
     return int.from_bytes(raw[place : place + width], "little")
 
 
@@ -60,14 +58,10 @@ def is_sealed(raw: bytes, seed: int = 0) -> bool:
 def rows(manifest: bytes) -> list[Row]:
     """Return what a manifest says of its segments, the active one last."""
     places = range(32, len(manifest) - 4, 20)
-    return [
-        Row(*(number_at(manifest, place + at, width) for at, width in ROW))
-        for place in places
-    ]
+    return [Row(*(number_at(manifest, p + at, n) for at, n in ROW)) for p in places]
 
 
 def rows_of(image: Image) -> list[Row]:
-    """Return what the manifest on a disk says of its segments, the active one last."""
     return rows(image[MANIFEST])
 
 
@@ -111,7 +105,6 @@ def first_record(raw: bytes, start: int, seed: int) -> int:
 
 
 def told(raw: bytes) -> Told:
-    """Return what a whole record says."""
     end = 15 + number_at(raw, 9, 2)
     return Told(number_at(raw, 1, 8), raw[0] & 127 == 1, raw[15:end], raw[end:-4])
 
@@ -174,7 +167,6 @@ def places_in_segment(written: bytes, raw: bytes | None) -> set[int]:
 
 
 def place_in_header(written: bytes, raw: bytes) -> int:
-    """Return the offset of what is wrong with a header."""
     if len(raw) < HEADER_BYTES:
         return len(raw)
     if not is_sealed(raw[:HEADER_BYTES]):

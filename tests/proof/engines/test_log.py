@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from operator import attrgetter
-
 import pytest
 
 from tests.proof.engines import log_format as told
-from tests.proof.history import Contents
 from tests.proof.samples import STATES, left_as
 from tests.proof.subject import Left
 
 
 def left(name: str) -> Left:
-    """Return a store that was left in some state."""
     return left_as("log", name)
 
 
@@ -25,7 +20,6 @@ def leftovers(name: str) -> list[str]:
 
 
 def safe(name: str) -> int:
-    """Return how much of the active segment is safe."""
     layout = left(name).layout
     return layout.safe[layout.tail]
 
@@ -109,21 +103,3 @@ def test_some_records_fill_sectors_so_that_whole_records_change_places() -> None
     state = left("closed")
     first = state.image[state.layout.records[0]]
     assert told.borders(first).records == [0, told.HEADER_BYTES, 64, 128, 192]
-
-
-def newest_in(segments: list[bytes]) -> Contents:
-    """Return what undamaged segments hold: of each key the newest record."""
-    records = itertools.chain(*map(told.records_in, segments))
-    last = {each.key: each for each in sorted(records, key=attrgetter("sequence"))}
-    return {key: each.value for key, each in last.items() if each.puts}
-
-
-@pytest.mark.parametrize("name", ["closed", "torn", "merged", "chance-1", "chance-2"])
-def test_the_account_agrees_with_what_the_files_hold(name: str) -> None:
-    state = left(name)
-    sealed = [state.image[path] for path in state.layout.records[:-1]]
-    # What a compaction dropped is not needed from here on.
-    noted = told.rows_of(state.image)[-1].length
-    for end in (each for each in state.ends if each >= noted):
-        found = newest_in([*sealed, state.log[:end]])
-        assert found == state.contents[end], f"{name}: the log cut at {end}"

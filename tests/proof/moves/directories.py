@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import kvstore
-from tests.proof.history import Contents
-from tests.proof.moves.story import (
-    ERRORS,
-    LET_IN,
-    LOST,
-    STOPPED,
-    Story,
-    Trial,
-)
+from tests.proof.moves.story import ERRORS, LET_IN, LOST, STOPPED, THEIRS, Story, Trial
 from tests.proof.promises import Breach, Broken, Promise
 
-OTHERS = Breach(
-    Promise.ONE_WRITER, "a store was written to by a handle that was never its own"
-)
+OTHERS = Breach(Promise.ONE_WRITER, "a store was written to by another store's handle")
 LIES = Breach(Promise.SAFE, "something is said to be safe, and the directory is gone")
 
 
@@ -46,58 +36,43 @@ def goes_on(
     trial.hold(where(), story.model, LOST)
 
 
-@contextmanager
-def working_in(path: Path) -> Iterator[None]:
-    """Work in a directory, and come back."""
-    before = Path.cwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def chdir(trial: Trial) -> None:
     """Open a store by a relative path; then paths begin elsewhere."""
     here, there = trial.folder / "here", trial.folder / "there"
     here.mkdir()
     there.mkdir()
-    theirs = trial.others(there / "db")
-    with working_in(here):
+    trial.others(there / "db")
+    with contextlib.chdir(here):
         goes_on(trial, trial.story("db"), lambda: os.chdir(there), lambda: here / "db")
-    trial.hold(there / "db", theirs, OTHERS)
+    trial.hold(there / "db", THEIRS, OTHERS)
 
 
 def renamed(trial: Trial) -> None:
     """Give the directory another name, and let others have the old one."""
-    path, now = trial.folder / "db", [trial.folder / "db"]
-    theirs: list[Contents] = []
-
-    def move() -> None:
-        now[0] = path.rename(trial.folder / "elsewhere")
-        theirs.append(trial.others(path))
-
-    goes_on(trial, trial.story(path), move, lambda: now[0])
-    trial.hold(path, theirs[0], OTHERS)
+    gives_up_its_name(trial, trial.folder / "db", trial.folder / "db")
 
 
 def above(trial: Trial) -> None:
     """Give the directory above another name, and let others have the old one."""
     (trial.folder / "above").mkdir()
-    path, now = trial.folder / "above" / "db", [trial.folder / "above" / "db"]
-    theirs: list[Contents] = []
+    gives_up_its_name(trial, trial.folder / "above" / "db", trial.folder / "above")
+
+
+def gives_up_its_name(trial: Trial, path: Path, renamed: Path) -> None:
+    """Rename a directory, the store's or one above, and let others have the old path."""
+    now = path
 
     def move() -> None:
-        now[0] = path.parent.rename(trial.folder / "elsewhere") / "db"
-        path.parent.mkdir()
-        theirs.append(trial.others(path))
+        nonlocal now
+        now = renamed.rename(trial.folder / "elsewhere") / path.relative_to(renamed)
+        path.parent.mkdir(exist_ok=True)
+        trial.others(path)
 
-    goes_on(trial, trial.story(path), move, lambda: now[0])
-    trial.hold(path, theirs[0], OTHERS)
+    goes_on(trial, trial.story(path), move, lambda: now)
+    trial.hold(path, THEIRS, OTHERS)
 
 
 def removed(trial: Trial) -> None:
-    """Remove the directory."""
     path = trial.folder / "db"
     goes_no_further(trial, trial.story(path), lambda: shutil.rmtree(path))
     if path.exists():
@@ -107,14 +82,13 @@ def removed(trial: Trial) -> None:
 def replaced(trial: Trial) -> None:
     """Remove the directory, and let others make a store there."""
     path = trial.folder / "db"
-    theirs: list[Contents] = []
 
     def move() -> None:
         shutil.rmtree(path)
-        theirs.append(trial.others(path))
+        trial.others(path)
 
     goes_no_further(trial, trial.story(path), move)
-    trial.hold(path, theirs[0], OTHERS)
+    trial.hold(path, THEIRS, OTHERS)
 
 
 def goes_no_further(trial: Trial, story: Story, move: Callable[[], object]) -> None:

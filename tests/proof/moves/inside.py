@@ -27,13 +27,12 @@ from tests.proof.moves.story import (
 )
 from tests.proof.programme import fingerprint
 from tests.proof.promises import Breach, Broken, Promise
-from tests.proof.signals import Point, Signals
+from tests.proof.signals import Point, Signals, first_time_at
 from tests.proof.subject import Engine, Subject
+from tests.proof.surviving import read
 from tests.proof.workloads import make
 
-WRONG = Breach(
-    Promise.NO_GUESSES, "a call from inside leads to an error that says nothing of it"
-)
+WRONG = Breach(Promise.NO_GUESSES, "an error of a call from inside does not say so")
 HALF = Breach(Promise.WHOLE, "of two calls, one inside the other, one happened in part")
 
 
@@ -108,12 +107,11 @@ def handlers(trial: Trial) -> None:
         if outside.name != "close":
             story.db.close()
     for place in itertools.islice(seen, trial.number % STRIDE, None, STRIDE):
-        twice = Twice(trial, outside, inside)
-        signals = Signals(functools.partial(is_first, place, []), action=twice.inner)
         what = f"{inside.name} inside {outside.name}, at {place}"
         with watched(what, PATIENCE / 2):
             try:
-                twice.begin()
+                twice = Twice(trial, outside, inside)
+                signals = Signals(first_time_at(place), action=twice.inner)
                 with signals:
                     twice.outer()
                 twice.judge()
@@ -127,30 +125,15 @@ def handlers(trial: Trial) -> None:
             trial.tally.meet(words, point)
 
 
-def is_first(place: Point, passed: list[Point], point: Point) -> bool:
-    """Say whether this is the place, the first time that it is passed."""
-    if point != place or passed:
-        return False
-    passed.append(point)
-    return True
-
-
 class Twice:
     """A call of a store, and one inside it."""
 
-    story: Story
-
     def __init__(self, trial: Trial, outside: Call, inside: Call) -> None:
-        self.trial, self.subject = trial, trial.subject
-        self.outside, self.inside = outside, inside
+        self.subject, self.outside, self.inside = trial.subject, outside, inside
+        self.story = story_for(trial, outside)
         self.done: list[Call] = []  # that have returned
 
-    def begin(self) -> None:
-        """Make a store that has seen some use."""
-        self.story = story_for(self.trial, self.outside)
-
     def inner(self) -> None:
-        """Be what the handler does."""
         with suppress(*REFUSED, NoSpace):
             self.inside.work(self.story.db, self.subject)
             self.done.append(self.inside)
@@ -185,20 +168,15 @@ class Twice:
                 story.db[b"after"] = b"1"
                 allowed = [held | {b"after": b"1"}]
             self.hold(dict(story.db.items()), allowed)
-        self.hold(self.left(story.disk), allowed)
+        left = read(self.subject, SimulatedDisk(story.disk.image()))
+        self.hold(left.contents, allowed)
         with suppress(kvstore.WriteRefusedError):
             story.db.close()
         with self.subject.open(story.disk, "w") as db:
             self.hold(dict(db), allowed)
             db[b"at last"] = b"1"
 
-    def left(self, disk: SimulatedDisk) -> Contents:
-        """Return what is in the files."""
-        with self.subject.open(SimulatedDisk(disk.image()), "r") as db:
-            return dict(db)
-
-    def hold(self, found: Contents, allowed: Sequence[Contents]) -> None:
-        """See that this is one of the states that there may be."""
+    def hold(self, found: Contents | None, allowed: Sequence[Contents]) -> None:
         if found not in allowed:
             raise Broken(HALF, f"{in_words(found)} is none of {len(allowed)} states")
 
@@ -274,8 +252,6 @@ def collector(trial: Trial) -> None:
             with trial.subject.open(story.disk, "w") as db:
                 found = dict(db)
         except (*ERRORS, kvstore.KVStoreError) as error:
-            raise Broken(
-                WRONG, f"{outside.name} and the collector: {error!r}"
-            ) from error
+            raise Broken(WRONG, f"{outside.name}, collector: {error!r}") from error
     if held != found or {key for key in held if key.startswith(b"f")} != made:
         raise Broken(LOST, f"{in_words(found)}, not {in_words(held)}, {sorted(made)}")

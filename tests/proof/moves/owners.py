@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import itertools
 import os
@@ -14,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import kvstore
 from kvstore.simdisk import SimulatedDisk
+from tests.helpers import Worker, in_a_fork
 from tests.proof.history import Contents, in_words
 from tests.proof.moves.story import (
     HANGS,
@@ -26,7 +27,6 @@ from tests.proof.moves.story import (
     STOPPED,
     Story,
     Trial,
-    in_a_child,
     told_story,
 )
 from tests.proof.promises import Breach, Broken, Promise
@@ -34,9 +34,7 @@ from tests.proof.subject import Engine
 
 MIXED = Breach(Promise.NEWEST, "a child sees something that was never written")
 COPIED = Breach(Promise.ONE_WRITER, "an open store was copied: a second writer")
-FORGOTTEN = Breach(
-    Promise.SAFE, "what is to be safe at intervals is not, when nobody closes"
-)
+FORGOTTEN = Breach(Promise.SAFE, "nobody closed it, and what was due was not synced")
 
 
 FORKS = 20
@@ -52,41 +50,34 @@ def forks(trial: Trial) -> None:
     for each in idle:
         each.sync = story.sync
         each.open()
-    stop, trouble = threading.Event(), []
-    told: dict[bytes, int] = {}
+    stop = threading.Event()
+    told: Contents = {}
 
     def write(name: bytes) -> None:
-        try:
-            for number in itertools.count():
-                if stop.is_set():
-                    return
-                story.db[name] = b"%d" % number * 20
-                told[name] = number
-        except BaseException as error:  # noqa: BLE001 - told below
-            trouble.append(error)
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            story.db[name] = value = b"%d" % number * 20
+            told[name] = value
 
     def arrange() -> None:
-        try:
-            while not stop.is_set():
-                trial.subject.rearrange(story.db)
-                story.db.sync()
-        except BaseException as error:  # noqa: BLE001 - told below
-            trouble.append(error)
+        while not stop.is_set():
+            trial.subject.rearrange(story.db)
+            story.db.sync()
 
-    works = [functools.partial(write, name) for name in (b"a", b"b")]
     # With less to do, the threads that sync at intervals get their turn more often.
-    jobs: list[Callable[[], None]] = [*works, arrange]
+    jobs: list[Callable[[], None]] = [
+        partial(write, b"a"),
+        partial(write, b"b"),
+        arrange,
+    ]
     del jobs[3 if trial.number % 2 else 1 :]
-    threads = [threading.Thread(target=job) for job in jobs]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+    threads = [Worker(job) for job in jobs]
     try:
-        for thread in threads:
-            thread.start()
         for number in range(FORKS):
-            said = in_a_child(
-                functools.partial(child_of, trial, (story, *idle), number)
-            )
+            said = in_a_fork(partial(child_of, trial, (story, *idle), number))
             if said:
                 raise Broken(MIXED if said.startswith("read") else HANGS, said)
     finally:
@@ -94,22 +85,25 @@ def forks(trial: Trial) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         sys.setswitchinterval(interval)
-    if trouble or any(thread.is_alive() for thread in threads):
-        raise Broken(STOPPED, f"a parent: {trouble or 'a thread hangs'}")
+    trouble = [thread.error or "it hangs" for thread in threads]
+    if any(thread.error or thread.is_alive() for thread in threads):
+        raise Broken(STOPPED, f"threads of a parent: {trouble}")
     if trial.strangers_are_let_in(path):
         raise Broken(LET_IN, "a child has let go of what its parent holds")
     for each in (story, *idle):
         each.db.close()
-    trial.hold(path, {k: b"%d" % n * 20 for k, n in told.items()}, LOST)
+    trial.hold(path, told, LOST)
 
 
 def child_of(trial: Trial, stories: Sequence[Story], number: int) -> str:
     """Be a child that reads, tries to write, and closes, in one order or another."""
     story = stories[0]
-    works: list[Callable[[], str | None]]
-    works = [functools.partial(reads, story), functools.partial(writes, story)]
-    works += [functools.partial(opens, trial, story)]
-    works += [each.db.close for each in stories]
+    works: list[Callable[[], str | None]] = [
+        partial(reads, story),
+        partial(writes, story),
+        partial(opens, trial, story),
+        *(each.db.close for each in stories),
+    ]
     chance = random.Random(f"{trial.number} {number}")
     for work in chance.sample(works, len(works)):
         try:
@@ -131,7 +125,6 @@ def reads(story: Story) -> str:
 
 
 def writes(story: Story) -> str:
-    """Try to write to what is the parent's."""
     try:
         story.db[b"child"] = b"1"
     except kvstore.ReadOnlyError:
@@ -140,7 +133,6 @@ def writes(story: Story) -> str:
 
 
 def opens(trial: Trial, story: Story) -> str:
-    """Open the store anew, to read."""
     trial.contents(story.path)
     return ""
 
@@ -159,7 +151,7 @@ def same_number(trial: Trial) -> None:
 
     getpid, os.getpid = os.getpid, lambda: number
     try:
-        said = in_a_child(child)
+        said = in_a_fork(child)
     finally:
         os.getpid = getpid
     if said:
@@ -175,7 +167,7 @@ def copies(trial: Trial) -> None:
     """Copy the open store in every way that there is."""
     story = told_story(trial)
     ways: list[Callable[[Engine], object]] = [copy.copy, copy.deepcopy]
-    ways += [functools.partial(pickle.dumps, protocol=n) for n in range(6)]
+    ways += [partial(pickle.dumps, protocol=n) for n in range(6)]
     for way in ways:
         with suppress(TypeError, pickle.PicklingError):
             way(story.db)

@@ -13,18 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import kvstore
-from kvstore.simdisk import Operation, SimulatedDisk, no_fault
+from kvstore.simdisk import SimulatedDisk, no_fault
 from tests.disks import NO_SYNC
 from tests.helpers import in_a_fork
-from tests.proof.faults import system_error
+from tests.proof.faults import FullDisk
 from tests.proof.history import in_words
-from tests.proof.moves.story import (
-    LENGTH,
-    LOST,
-    STOPPED,
-    Story,
-    Trial,
-)
+from tests.proof.moves.story import LENGTH, LOST, STOPPED, Story, Trial
 from tests.proof.promises import Breach, Broken, Promise
 from tests.proof.subject import PATH, Engine
 
@@ -38,8 +32,7 @@ WRONG = Breach(Promise.NO_GUESSES, "an error that the shortage does not explain"
 def no_descriptors() -> Iterator[None]:
     """Let no more files be opened while the block lasts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [os.open(os.devnull, os.O_RDONLY)]
-    held += [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, hard))
     with suppress(OSError):
         while True:
@@ -52,9 +45,7 @@ def no_descriptors() -> Iterator[None]:
             os.close(descriptor)
 
 
-LARGE = (
-    1_200_000  # more than a map of the file is behind its end, wherever there are maps
-)
+LARGE = 1_200_000  # more than a map of the file is behind its end, where there are maps
 
 
 def descriptors(trial: Trial) -> None:
@@ -63,7 +54,7 @@ def descriptors(trial: Trial) -> None:
     story.open()
     story.db.close()
     large = trial.subject.open(NO_SYNC, path=str(trial.folder / "large"))
-    large[b"large"] = b"large" * (LARGE // 5)
+    large[b"large"] = bytes(LARGE)
     closed = False
     for number, (what, step) in enumerate(story.steps()):
         if number == trial.number:
@@ -72,7 +63,7 @@ def descriptors(trial: Trial) -> None:
             after_a_shortage(what, step)
     large.close()
     trial.hold(trial.folder / "db", story.model, LOST)
-    trial.hold(trial.folder / "large", {b"large": b"large" * (LARGE // 5)}, LOST)
+    trial.hold(trial.folder / "large", {b"large": bytes(LARGE)}, LOST)
 
 
 def without_descriptors(
@@ -154,7 +145,7 @@ def full(trial: Trial) -> None:
     disk = SimulatedDisk(sector_bytes=64, seed=1)
     story = Story(trial.subject, disk, PATH)
     space, begins = trial.number % SPACE, 1 + trial.number % (LENGTH - 2)
-    is_full = Full(disk, space)
+    is_full = FullDisk(disk, space, stays_full=True)
     closed = False
     for number, (what, step) in enumerate(story.steps()):
         before = story.model
@@ -188,30 +179,6 @@ def is_told(error: OSError, what: str) -> None:
         raise Broken(NAMELESS, f"{what}: {error!r}") from error
 
 
-class Full:
-    """Raises the error of a disk that has so many bytes left, and no inode."""
-
-    def __init__(self, disk: SimulatedDisk, space: int) -> None:
-        self.disk, self.space = disk, space
-
-    def __call__(self, operation: Operation) -> int | None:
-        """Be asked before a call."""
-        if operation.name == "create":
-            raise system_error("ENOSPC", operation)
-        if operation.name != "write":
-            return None
-        size = len(self.disk.image()[operation.path])
-        grows = max(0, operation.offset + operation.length - size)
-        if grows and not self.space:
-            raise Nameless(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken = min(self.space, grows)
-        self.space -= taken
-        return operation.length - grows + taken
-
-
-Nameless = OSError  # `os.pwrite` knows a number, and no name
-
-
 def tmpfs(trial: Trial) -> None:
     """Fill a real disk of a few kilobytes, and make space again."""
     mounted = trial.folder / "mounted"
@@ -227,7 +194,6 @@ def tmpfs(trial: Trial) -> None:
 
 
 def quiet(*command: str | Path) -> int:
-    """Run a command; return its status."""
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -48,9 +47,7 @@ def watched(what: str, patience: float = PATIENCE) -> Iterator[None]:
         raise Hangs
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(
-        signal.ITIMER_REAL, patience, 0.5
-    )  # a finalizer drops an exception
+    signal.setitimer(signal.ITIMER_REAL, patience, 0.5)  # finalizers drop exceptions
     try:
         with suppress(Hangs):
             yield
@@ -73,11 +70,9 @@ class Story:
         self.model: Contents = {}
 
     def open(self, flag: Flag = "c") -> None:
-        """Open the store."""
         self.db = self.subject.open(self.disk, flag, self.sync, SMALL, self.path)
 
     def change(self, changes: Changes) -> None:
-        """Make some changes."""
         make(self.db, changes)
         self.model = after(self.model, changes)
 
@@ -89,11 +84,9 @@ class Story:
             raise Broken(LOST, words)
 
     def sync_now(self) -> None:
-        """Have all that is done on the disk."""
         self.db.sync()
 
     def close(self) -> None:
-        """Close the store."""
         self.db.close()
 
     def steps(self) -> list[tuple[str, Callable[[], object]]]:
@@ -124,6 +117,7 @@ LENGTH = len(Story.steps(Story.__new__(Story)))
 LATER = range(1, LENGTH)  # steps before which the store is open
 
 
+THEIRS: Contents = {b"a": b"theirs" * 20, b"z": b"theirs"}
 STRANGER = """
 import sys
 import kvstore
@@ -146,29 +140,22 @@ class Trial(NamedTuple):
     folder: Path
 
     def story(self, path: str | Path) -> Story:
-        """Return a story on real files."""
         return Story(self.subject, NO_SYNC, str(path))
 
     def contents(self, path: str | Path) -> Contents:
-        """Return what a reader finds."""
         with self.subject.open(NO_SYNC, "r", path=str(path)) as db:
             return dict(db)
 
-    def others(self, path: Path) -> Contents:
-        """Have another process make a store, and return what it holds."""
-        theirs = {b"a": b"theirs" * 20, b"z": b"theirs"}
+    def others(self, path: Path) -> None:
+        """Have another process make a store that holds `THEIRS`."""
 
         def found() -> str:
-            story = self.story(path)
-            story.open()
-            for key, value in theirs.items():
-                story.change({key: value})
-            story.db.close()
+            with self.subject.open(NO_SYNC, small=SMALL, path=str(path)) as db:
+                db.update(THEIRS)
             return ""
 
         said = in_a_fork(found)
         assert not said, said
-        return theirs
 
     def others_are_let_in(self, path: Path) -> bool:
         """Say whether another process can open the store for writing."""
@@ -208,22 +195,3 @@ def told_story(trial: Trial) -> Story:
         story.change({key: b"1" * 40})
     story.change({b"a": b"1"})
     return story
-
-
-def in_a_child(work: Callable[[], str]) -> str:
-    """Run some work in a child; a child that hangs is killed, and that is said."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE / 2)
-        try:
-            os.write(send, work().encode()[:4000])
-        except BaseException as error:  # noqa: BLE001 - told to the parent
-            os.write(send, f"a child: {error!r}".encode()[:4000])
-        os._exit(0)
-    os.close(send)
-    with open(receive, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    return said or ("a child hangs" if status else "")

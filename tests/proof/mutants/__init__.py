@@ -38,16 +38,13 @@ class Mutant(NamedTuple):
 
     @property
     def told(self) -> list[str]:
-        """Return what the book says of it."""
         return [self.words, self.module, self.noticed_by]
 
     @property
     def file(self) -> Path:
-        """Return the file of the module."""
         return PACKAGE / f"{self.module}.py"
 
     def plant(self, source: str) -> str:
-        """Return the source of the module with the bug in it."""
         start, end = extent(source, self.where)
         piece = source[start:end]
         found = piece.count(self.old)
@@ -83,7 +80,6 @@ def extent(source: str, where: str) -> tuple[int, int]:
 
 @cache
 def file_with(test: str) -> str:
-    """Return the file in which a test is defined."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     found = [file for file in files if f"def {test}(" in file.read_text("utf-8")]
     if len(found) != 1:
@@ -92,7 +88,6 @@ def file_with(test: str) -> str:
 
 
 def in_table(table: Path) -> Iterator[Mutant]:
-    """Yield the bugs in a table."""
     for entry in table.read_text("utf-8").strip().split("\n\n"):
         title, change, noticed_by = entry.split("\n")
         name, words = title.removeprefix("# ").split(": ", 1)

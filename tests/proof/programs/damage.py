@@ -43,118 +43,77 @@ NEEDS = frozenset({Promise.NO_GUESSES})
 TARGET = "rescued"
 FLAGS: tuple[Flag, ...] = ("r", "c")
 
-UNNOTICED = Breach(Promise.NO_GUESSES, "damage is not noticed")
-NAMELESS = Breach(
-    Promise.NO_GUESSES, "damage is an error that the store has no name for"
-)
-MISPLACED = Breach(Promise.NO_GUESSES, "the error does not name the damaged place")
-ALARM = Breach(Promise.NO_GUESSES, "an error, and nothing that counts is damaged")
-UNREPORTED = Breach(
-    Promise.NO_GUESSES, "a torn tail is not reported as it is, or not kept"
-)
-TOUCHED = Breach(
-    Promise.NO_GUESSES, "a store that can't be opened, or is only read, changes"
-)
-BELIEVED = Breach(Promise.NO_GUESSES, "a length is believed before it was checked")
-UNLISTED = Breach(
-    Promise.NO_GUESSES, "verify does not name the damaged place, or another"
-)
-MADE_UP = Breach(
-    Promise.NO_GUESSES, "salvage copies what was not written, or is silent"
-)
+_no_guesses = partial(Breach, Promise.NO_GUESSES)
+UNNOTICED = _no_guesses("damage is not noticed")
+NAMELESS = _no_guesses("damage is an error that the store has no name for")
+MISPLACED = _no_guesses("the error does not name the damaged place")
+ALARM = _no_guesses("an error, and nothing that counts is damaged")
+UNREPORTED = _no_guesses("a torn tail is not reported as it is, or not kept")
+TOUCHED = _no_guesses("a store that can't be opened, or is only read, changes")
+BELIEVED = _no_guesses("a length is believed before it was checked")
+UNLISTED = _no_guesses("verify does not name the damaged place, or another")
+MADE_UP = _no_guesses("salvage copies what was not written, or is silent")
 CHECKED = Breach(Promise.NEWEST, "a value is returned that was not written")
 NEWEST = Breach(Promise.NEWEST, "a key does not hold what was written last")
-PREFIX = Breach(
-    Promise.ONLY_THE_END, "what is found is not the history up to the damage"
-)
+PREFIX = Breach(Promise.ONLY_THE_END, "it is not the history up to the damage")
 FINAL = Breach(Promise.ONLY_THE_END, "a store does not stay as it was opened")
 
 
-def in_store(name: str) -> str:
-    """Return the path of a file of the store."""
-    return f"{PATH}/{name}"
-
-
-def file_names(image: Image) -> list[str]:
-    """Return the names of the files in the store's directory."""
-    paths = (path for path in image if path.startswith(in_store("")))
-    return sorted(filter(None, (path.removeprefix(in_store("")) for path in paths)))
+def files(image: Image) -> list[str]:
+    """Return the paths of the files in the store's directory."""
+    directory = f"{PATH}/"
+    return sorted(p for p in image if p.startswith(directory) and p != directory)
 
 
 # The kinds of damage. Each has its places in an image, as words, and a way to do it there.
 
 
 def bits_of(image: Image) -> Iterator[str]:
-    """Yield every bit of every file."""
-    for name in file_names(image):
-        for byte in range(len(image[in_store(name)])):
-            for bit in range(8):
-                yield f"{name} {byte} {bit}"
+    for path in files(image):
+        for bit in range(8 * len(image[path])):
+            yield f"{path} {bit // 8} {bit % 8}"
 
 
 def lengths_of(image: Image) -> Iterator[str]:
-    """Yield every length that a file can be cut to."""
-    for name in file_names(image):
-        for length in range(len(image[in_store(name)])):
-            yield f"{name} {length}"
+    for path in files(image):
+        yield from (f"{path} {length}" for length in range(len(image[path])))
 
 
 def sectors_of(size: int, image: Image) -> Iterator[str]:
-    """Yield every sector of every file."""
-    for name in file_names(image):
-        for number in range(-(-len(image[in_store(name)]) // size)):
-            yield f"{name} {number}"
+    for path in files(image):
+        sectors = range(-(-len(image[path]) // size))
+        yield from (f"{path} {number}" for number in sectors)
 
 
-def pairs_of_sectors(size: int, image: Image) -> Iterator[str]:
-    """Yield every pair of sectors, in one file or in two."""
-    for one, other in itertools.combinations(sectors_of(size, image), 2):
-        yield f"{one} {other}"
-
-
-def changed(image: Image, name: str, raw: bytes) -> Image:
-    """Return an image in which a file holds something else."""
-    return {**image, in_store(name): raw}
-
-
-def flip(image: Image, name: str, byte: str, bit: str) -> Image:
-    """Flip one bit."""
-    raw = bytearray(image[in_store(name)])
+def flip(image: Image, path: str, byte: str, bit: str) -> Image:
+    raw = bytearray(image[path])
     raw[int(byte)] ^= 1 << int(bit)
-    return changed(image, name, bytes(raw))
+    return image | {path: bytes(raw)}
 
 
-def cut(image: Image, name: str, length: str) -> Image:
-    """Cut a file short."""
-    return changed(image, name, image[in_store(name)][: int(length)])
+def cut(image: Image, path: str, length: str) -> Image:
+    return image | {path: image[path][: int(length)]}
 
 
-def take_away(image: Image, name: str) -> Image:
-    """Take a file away."""
-    return {path: raw for path, raw in image.items() if path != in_store(name)}
+def without(image: Image, path: str) -> Image:
+    return {each: raw for each, raw in image.items() if each != path}
 
 
-def overwrite(size: int, image: Image, name: str, number: str, sector: bytes) -> Image:
+def overwrite(size: int, image: Image, path: str, number: str, sector: bytes) -> Image:
     """Put other bytes in the place of a sector. The file keeps its length."""
-    raw, place = image[in_store(name)], int(number) * size
+    raw, place = image[path], int(number) * size
     whole = raw[:place] + sector.ljust(size, b"\0") + raw[place + size :]
-    return changed(image, name, whole[: len(raw)])
-
-
-def fill_with_zeros(size: int, image: Image, name: str, number: str) -> Image:
-    """Let a sector hold nothing but zeros."""
-    return overwrite(size, image, name, number, b"")
+    return image | {path: whole[: len(raw)]}
 
 
 def exchange(
-    size: int, image: Image, name: str, number: str, other: str, other_number: str
+    size: int, image: Image, path: str, number: str, other: str, other_number: str
 ) -> Image:
-    """Let two sectors change places."""
     one, two = (
-        image[in_store(each)][int(at) * size :][:size]
-        for each, at in ((name, number), (other, other_number))
+        image[each][int(at) * size :][:size]
+        for each, at in ((path, number), (other, other_number))
     )
-    image = overwrite(size, image, name, number, two)
+    image = overwrite(size, image, path, number, two)
     return overwrite(size, image, other, other_number, one)
 
 
@@ -163,48 +122,27 @@ class Kind(NamedTuple):
 
     places: Callable[[Image], Iterable[str]]
     do: Callable[..., Image]
-    words: str  # to be completed with the words of a place
     counted: str
     thorough: int = 1  # one in so many is salvaged, or opened once more
 
 
-def swap_file(other: Image, image: Image, name: str) -> Image:
-    """Put the file of this name from another store in the place of ours."""
-    return changed(image, name, other[in_store(name)])
-
-
 def kinds_of_sectors(size: int) -> dict[str, Kind]:
-    """Return the kinds of damage that change whole sectors."""
+    zeros, swap = partial(overwrite, size, sector=b""), partial(exchange, size)
+    sectors = partial(sectors_of, size)
+
+    def pairs(image: Image) -> Iterator[str]:
+        return map(" ".join, itertools.combinations(sectors(image), 2))
+
     return {
-        f"zero{size}": Kind(
-            partial(sectors_of, size),
-            partial(fill_with_zeros, size),
-            f"sector {{1}} of {{0}}, {size} bytes, is zeros",
-            "different sectors zeroed",
-        ),
-        f"swap{size}": Kind(
-            partial(pairs_of_sectors, size),
-            partial(exchange, size),
-            f"sector {{1}} of {{0}} and sector {{3}} of {{2}}, {size} bytes each, "
-            f"have changed places",
-            "different sectors swapped",
-            10,
-        ),
+        f"zero{size}": Kind(sectors, zeros, "sectors zeroed"),
+        f"swap{size}": Kind(pairs, swap, "sectors swapped", 10),
     }
 
 
 KINDS = {
-    "bit": Kind(
-        bits_of,
-        flip,
-        "bit {2} of byte {1} of {0} is flipped",
-        "different bits flipped",
-        50,
-    ),
-    "cut": Kind(
-        lengths_of, cut, "{0} is cut to {1} bytes", "different truncations", 10
-    ),
-    "gone": Kind(file_names, take_away, "{0} is gone", "different files gone"),
+    "bit": Kind(bits_of, flip, "bits flipped", 50),
+    "cut": Kind(lengths_of, cut, "truncations", 10),
+    "gone": Kind(files, without, "files gone"),
     **kinds_of_sectors(512),
     **kinds_of_sectors(64),
 }
@@ -212,9 +150,8 @@ KINDS = {
 
 def foreign(engine: str, name: str) -> Kind:
     """Return the exchange of files between a store and another with the same history."""
-    do = partial(swap_file, left_as(engine, name, seed=1).image)
-    words = "{0} is that of another store"
-    return Kind(file_names, do, words, "different files exchanged")
+    other = left_as(engine, name, seed=1).image
+    return Kind(files, lambda ours, p: ours | {p: other[p]}, "files exchanged")
 
 
 MIXTURES = 40  # of each store made by chance
@@ -236,13 +173,13 @@ def several_by_chance(subject: Subject, name: str, image: Image) -> Iterator[str
 def by_chance(chance: random.Random, image: Image) -> str:
     """Return one damage, to files that have bytes, as words."""
     kind = chance.choice(SINGLE)
-    name = chance.choice([each for each in file_names(image) if image[in_store(each)]])
-    length = len(image[in_store(name)])
+    path = chance.choice([each for each in files(image) if image[each]])
+    length = len(image[path])
     sectors = list(sectors_of(512, image))
     place = {
-        "bit": f"{name} {chance.randrange(length)} {chance.randrange(8)}",
-        "cut": f"{name} {chance.randrange(length)}",
-        "gone": name,
+        "bit": f"{path} {chance.randrange(length)} {chance.randrange(8)}",
+        "cut": f"{path} {chance.randrange(length)}",
+        "gone": path,
         "zero512": chance.choice(sectors),
         "swap512": " ".join(chance.choices(sectors, k=2)),
     }[kind]
@@ -250,7 +187,6 @@ def by_chance(chance: random.Random, image: Image) -> str:
 
 
 def several(image: Image, *words: str) -> Image:
-    """Do several damages, one after the other."""
     for part in " ".join(words).split(" + "):
         kind, *place = part.split()
         image = KINDS[kind].do(image, *place)
@@ -258,24 +194,12 @@ def several(image: Image, *words: str) -> Image:
 
 
 def kind_named(subject: Subject, kind: str, name: str) -> Kind:
-    """Return the kind of damage of this name, for a state of that name."""
     if kind == "foreign":
         return foreign(subject.name, name)
     if kind == "several":
         places = partial(several_by_chance, subject, name)
-        return Kind(places, several, "", "different mixtures of damage")
+        return Kind(places, several, "mixtures of damage")
     return KINDS[kind]
-
-
-def in_english(subject: Subject, case: str) -> str:
-    """Say in words what a store was, and what was done to it."""
-    name, kind, *place = case.split()
-    if not place:
-        return f"a store left {name}, undamaged"
-    words = " ".join(place if kind == "several" else [kind, *place])
-    parts = (part.split() for part in words.split(" + "))
-    damages = (kind_named(subject, each, name).words.format(*at) for each, *at in parts)
-    return f"a store left {name}; {', then '.join(damages)}"
 
 
 # What has to come of it.
@@ -298,34 +222,30 @@ class Trial:
     subject: Subject
     left: Left
     damaged: Image
-    case: str  # the words that replay it
+    case: str  # the words that replay it: state, kind and place
     flag: Flag = "r"
 
     @cached_property
     def expected(self) -> Expected:
-        """Return what has to come of it."""
         return self.subject.expected(self.left, self.damaged)
 
     def broken(self, breach: Breach, what: str) -> Broken:
-        """Return the failure, with what was seen."""
-        words = in_english(self.subject, self.case)
-        state = f"{words}; opened with flag {self.flag!r}: {what}"
+        state = f"a store left {self.case}; opened with flag {self.flag!r}: {what}"
         return Broken(breach, state, line(NAME, self.subject, self.case))
 
     def check(self, tally: Tally, counted: str, *, thorough: bool) -> None:
         """Open the store with each flag, and check what comes of it."""
         number = fingerprint_of(self.damaged)
         tally.meet(counted, number)
-        for flag in FLAGS:
-            salvages = thorough and flag == "c"
-            for outcome in self.check_with(flag, thorough=salvages):
-                tally.meet(f"different damages: {outcome}", fingerprint(number, flag))
+        for self.flag in FLAGS:
+            for outcome in self.outcomes(thorough=thorough and self.flag == "c"):
+                words = f"different damages: {outcome}"
+                tally.meet(words, fingerprint(number, self.flag))
 
-    def check_with(self, flag: Flag, *, thorough: bool) -> Iterator[str]:
-        """Open the store, read all of it, and check what comes of it."""
-        self.flag = flag
+    def outcomes(self, *, thorough: bool) -> Iterator[str]:
+        """Open the store, read all of it, and check and tell what comes of it."""
         disk = SimulatedDisk(self.damaged)
-        outcome = self.look(disk, flag)
+        outcome = self.look(disk, self.flag)
         if isinstance(outcome, Found):
             self.check_found(outcome, disk)
             if thorough:
@@ -406,11 +326,8 @@ class Trial:
             return
         kept, rest = (log, None) if self.flag == "r" else (log[:end], log[end:])
         right = path, end, len(log) - end
-        if (torn[:3], image[path], image.get(torn.kept_as or "")) != (
-            right,
-            kept,
-            rest,
-        ):
+        told = torn[:3], image[path], image.get(torn.kept_as or "")
+        if told != (right, kept, rest):
             what = f"reported: {torn}; there are {len(log) - end} bytes at {end}"
             raise self.broken(UNREPORTED, what)
 
@@ -476,13 +393,13 @@ class Trial:
 # Damage to a store that is open.
 
 
+@dataclass
 class LiveView:
     """A mapped file, in which later changes of the file show, as in the real one."""
 
-    def __init__(self, disk: SimulatedDisk, file: File, length: int) -> None:
-        self.disk = disk
-        self.file = file
-        self.length = length
+    disk: SimulatedDisk
+    file: File
+    length: int
 
     def __len__(self) -> int:
         return self.length
@@ -496,12 +413,11 @@ class LiveDisk(SimulatedDisk):
     """A simulated disk of which an open store sees the changes."""
 
     def map(self, file: File, length: int) -> LiveView:
-        """Show the file."""
         return LiveView(self, file, length)
 
-    def flip(self, name: str, byte: int, bit: int) -> None:
-        """Flip one bit of a file."""
-        file = self.open_directory(PATH).open(name, writable=True)
+    def flip(self, path: str, byte: int, bit: int) -> None:
+        directory, name = path.split("/")
+        file = self.open_directory(directory).open(name, writable=True)
         (value,) = self.pread(file.descriptor, 1, byte)
         self.pwrite(file.descriptor, bytes([value ^ 1 << bit]), byte)
 
@@ -511,29 +427,27 @@ class LiveTrial:
 
     def __init__(self, subject: Subject, name: str) -> None:
         left = left_as(subject.name, name)
-        self.subject = subject
-        self.name = name
+        self.subject, self.name, self.place = subject, name, ""
         self.disk = LiveDisk(left.image)
         self.db = subject.open(self.disk)
         self.right = left.contents[subject.expected(left, left.image).end]
         self.image = self.disk.image()
         self.layout = subject.layout(self.image)
-        self.place = ""
 
     def broken(self, breach: Breach, what: str) -> Broken:
-        """Return the failure, with what was seen."""
-        words = in_english(self.subject, f"{self.name} bit {self.place}")
         case = line(NAME, self.subject, self.name, "live", self.place)
-        return Broken(breach, f"{words}, while it is open: {what}", case)
+        state = f"bit {self.place} of a store left {self.name}, while open: {what}"
+        return Broken(breach, state, case)
 
     def check(self, place: str) -> None:
         """Flip a bit, read everything, verify, and flip it back."""
         self.place = place
-        name, byte, bit = place.split()
-        self.disk.flip(name, int(byte), int(bit))
-        self.check_gets(in_store(name), int(byte))
-        self.check_verify(in_store(name), int(byte))
-        self.disk.flip(name, int(byte), int(bit))
+        path, *numbers = place.split()
+        byte, bit = map(int, numbers)
+        self.disk.flip(path, byte, bit)
+        self.check_gets(path, byte)
+        self.check_verify(path, byte)
+        self.disk.flip(path, byte, bit)
 
     def check_gets(self, path: str, byte: int) -> None:
         """Check that each key is right, or that the error names the record."""
@@ -569,7 +483,6 @@ class LiveTrial:
 
 
 def cases(_: Subject) -> list[str]:
-    """Return each state with each kind of damage."""
     small = [name for name in STATES if name != "large"]
     return [
         *(f"{name} {kind}" for name in small for kind in (*KINDS, "foreign")),
@@ -585,13 +498,10 @@ def another(_: Subject, seed: int) -> str:
 
 
 def run(subject: Subject, case: str) -> Tally:
-    """Do one damage, or all of one kind, and check what comes of it."""
     name, kind, *place = case.split()
     tally = Tally()
-    if kind == "live":
-        run_live(subject, name, " ".join(place), tally)
-    else:
-        run_kind(subject, name, kind, " ".join(place), tally)
+    try_all = run_live if kind == "live" else run_kind
+    try_all(subject, name, kind, " ".join(place), tally)
     return tally
 
 
@@ -604,16 +514,17 @@ def run_kind(subject: Subject, name: str, kind: str, place: str, tally: Tally) -
     for number, each in enumerate([place] if place else how.places(left.image)):
         damaged = how.do(left.image, *each.split())
         trial = Trial(subject, left, damaged, f"{name} {kind} {each}")
-        trial.check(tally, how.counted, thorough=number % how.thorough == 0)
+        trial.check(
+            tally, f"different {how.counted}", thorough=number % how.thorough == 0
+        )
 
 
-def run_live(subject: Subject, name: str, place: str, tally: Tally) -> None:
+def run_live(subject: Subject, name: str, _: str, place: str, tally: Tally) -> None:
     """Flip one bit under an open store, or each bit."""
     trial = LiveTrial(subject, name)
     trial.check_whole()
     for each in [place] if place else bits_of(trial.image):
         trial.check(each)
-        tally.meet(
-            "different bits flipped under an open store", fingerprint(name, each)
-        )
+        words = "different bits flipped under an open store"
+        tally.meet(words, fingerprint(name, each))
     trial.check_whole()

@@ -27,6 +27,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from kvstore.errors import (
     CorruptionError,
@@ -51,9 +52,7 @@ NEEDS = frozenset({Promise.NO_GUESSES, Promise.NEWEST})
 CORPUS = Path(__file__).parents[1] / "corpus"
 
 NEWEST = Breach(Promise.NEWEST, "a store does not hold the newest record of every key")
-ALL_OF_A_BATCH = Breach(
-    Promise.WHOLE, "salvage takes a part of a batch without its end"
-)
+ALL_OF_A_BATCH = Breach(Promise.WHOLE, "salvage takes a part of a batch")
 STAYS = Breach(Promise.SAFE, "what a store took and closed with is not there again")
 
 STATES = "closed", "unsynced", "torn", "merged"  # of stores that are changed
@@ -85,14 +84,12 @@ def change_a_file(chance: Random, subject: Subject, image: Image, trial: Trial) 
 
 
 def swap_files(chance: Random, _: Subject, image: Image, trial: Trial) -> None:
-    """Let two files change names."""
     one, other = chance.choices(files(image), k=2)
     image[one], image[other] = image[other], image[one]
     trial.steps.append(f"{one} and {other} swapped")
 
 
 def lose_a_file(chance: Random, _: Subject, image: Image, trial: Trial) -> None:
-    """Take a file away."""
     path = chance.choice(files(image))
     del image[path]
     trial.steps.append(f"{path} gone")
@@ -114,10 +111,7 @@ def reorder(chance: Random, subject: Subject, image: Image, trial: Trial) -> Non
 CHANGES = (*[change_a_file] * 7, swap_files, lose_a_file, add_a_file, reorder)
 
 
-def changed_store(
-    chance: Random, subject: Subject, image: Image, trial: Trial
-) -> Image:
-    """Return a store after changes to its files."""
+def change_store(chance: Random, subject: Subject, image: Image, trial: Trial) -> Image:
     result = image.copy()
     for _ in range(chance.choice((0, 1, 1, 1, 2))):
         chance.choice(CHANGES)(chance, subject, result, trial)
@@ -135,13 +129,12 @@ def at_limits(subject: Subject, image: Image) -> Iterator[tuple[Image, str]]:
 # What has to come of a store
 
 
-class Directory:
+class Directory(NamedTuple):
     """A directory that is opened in every way, its answers held against each other."""
 
-    def __init__(self, subject: Subject, image: Image, trial: Trial) -> None:
-        self.subject = subject
-        self.image = image
-        self.trial = trial
+    subject: Subject
+    image: Image
+    trial: Trial
 
     def check(self) -> Outcome:
         """Read it, write to it, salvage it; return what came of it."""
@@ -160,7 +153,8 @@ class Directory:
             return type(found)
         if found.contents is None:
             return StoreNotFoundError
-        self.check_contents(found.contents, found.torn)
+        right = self.subject.codecs.contents_of(self.image, found.torn)
+        self.trial.same(found.contents, right, "what the files say", NEWEST)
         self.check_saved(found.contents, found.torn, saved)
         return "whole"
 
@@ -170,17 +164,15 @@ class Directory:
         size = sum(map(len, image.values()))
         disk = self.trial.disk(image, 4 * size + codecs.HEAD_BYTES * len(image))
         answer = self.look(disk)
-        if disk.image() != image:
-            raise self.trial.broken(AS_IT_SAYS, "a reader changed the store")
+        self.trial.same(disk.image(), image, "the files that a reader leaves")
         self.trial.check_reads(disk, image, codecs.HEAD_BYTES, codecs.PIECE_BYTES)
         return answer
 
     def look(self, disk: SimulatedDisk) -> Opened | KVStoreError:
         """Return what a reader finds, or the error that it is told."""
         answer = self.trial.answer(lambda: read(self.subject, disk), *NAMED)
-        if (
-            isinstance(answer, Opened) and answer.torn
-        ):  # a writer tells where it is kept
+        # A writer tells where it is kept.
+        if isinstance(answer, Opened) and answer.torn:
             return answer._replace(torn=answer.torn._replace(kept_as=None))
         return answer
 
@@ -193,16 +185,12 @@ class Directory:
             return db
         with trial.no_error():
             held, damage, torn = dict(db), subject.damage(db), subject.torn_tail(db)
-        if damage:
-            what = f"a store was opened and mended, and now: {damage}"
-            raise trial.broken(ALL_LEFT, what)
+        trial.same(damage, [], "a store that was opened and mended", ALL_LEFT)
         self.check_kept(disk, torn)
         taken: Contents = {}
         trial.answer(lambda: self.use(db, taken), LimitError)
-        after = self.look(disk)
-        if after != Opened(held | taken, None):
-            what = f"a store held {held}, took {taken}, was closed, then: {after!r}"
-            raise trial.broken(STAYS, what)
+        right = Opened(held | taken, None)
+        trial.same(self.look(disk), right, "a store that took more, and closed", STAYS)
         return Opened(held, torn and torn._replace(kept_as=None))
 
     def use(self, db: Engine, taken: Contents) -> None:
@@ -214,20 +202,10 @@ class Directory:
             self.subject.rearrange(db, 0.9)
 
     def check_kept(self, disk: SimulatedDisk, torn: Tail | None) -> None:
-        """Raise unless the bytes that were cut off are kept."""
         if torn is not None:
             tail = self.image[torn.path][torn.offset : torn.offset + torn.length]
             kept = disk.image().get(torn.kept_as or "")
-            if kept != tail:
-                what = f"{tail!r} was cut off, and {kept!r} kept"
-                raise self.trial.broken(ALL_LEFT, what)
-
-    def check_contents(self, held: Contents, torn: Tail | None) -> None:
-        """Raise unless a store holds what its files say, told by the formats alone."""
-        expected = self.subject.codecs.contents_of(self.image, torn)
-        if held != expected:
-            what = f"a store held {held}, and its files say {expected}"
-            raise self.trial.broken(NEWEST, what)
+            self.trial.same(kept, tail, "what was kept of what was cut off", ALL_LEFT)
 
     def salvaged(self) -> tuple[Rescue, Contents] | None:
         """Return the report of salvage and what it copied, none of it made up; or None."""
@@ -243,9 +221,8 @@ class Directory:
             return None
         with trial.no_error(), subject.open(disk, "r", path=TARGET) as db:
             saved = dict(db)
-        if made_up := saved.items() - subject.codecs.pairs_in(self.image):
-            what = f"salvage copied what is nowhere: {made_up}"
-            raise trial.broken(AS_IT_SAYS, what)
+        made_up = saved.items() - subject.codecs.pairs_in(self.image)
+        trial.same(made_up, set(), "what salvage copied that is nowhere")
         return report, saved
 
     def check_saved(
@@ -253,34 +230,29 @@ class Directory:
     ) -> None:
         """Raise unless salvage copies what a store holds, and reports a torn tail."""
         if saved is None:
-            what = "a reader could open the store, and salvage not"
-            raise self.trial.broken(ALL_LEFT, what)
+            raise self.trial.broken(ALL_LEFT, "a reader can open it, and salvage not")
         report, copied = saved
-        if bool(report.left_out) != bool(torn):
-            what = f"the tail is {'torn' if torn else 'whole'}: {report.words}"
-            raise self.trial.broken(ALL_LEFT, what)
+        what = f"that something is left out: {report.words}"
+        self.trial.same(bool(report.left_out), bool(torn), what, ALL_LEFT)
         batch = torn is None or self.subject.codecs.is_a_batch_begun(self.image, torn)
-        if copied != held and batch:
-            what = f"a reader found {held}, salvage {copied}, and said: {report.words}"
-            raise self.trial.broken(ALL_OF_A_BATCH, what)
+        if batch:
+            what = f"what salvage copied, saying {report.words}"
+            self.trial.same(copied, held, what, ALL_OF_A_BATCH)
 
 
 # The programme
 
 
 def cases(subject: Subject) -> list[str]:
-    """Return a case of each kind."""
     limits = [f"limits {name}" for name in AT_LIMITS]
     return [*(f"{kind} 1" for kind in kinds(subject)), *limits]
 
 
 def kinds(subject: Subject) -> list[str]:
-    """Return the kinds of cases that chance makes."""
     return [*subject.codecs.CODECS, "search", "directory"]
 
 
 def another(subject: Subject, seed: int) -> str:
-    """Return a case that nobody has run yet."""
     which = kinds(subject)
     return f"{which[seed % len(which)]} {seed}"
 
@@ -303,7 +275,6 @@ def run(subject: Subject, case: str) -> Tally:
 
 
 def inputs_of(subject: Subject, kind: str) -> int:
-    """Return how many inputs of a kind a case has."""
     if kind == "directory":
         return DIRECTORIES
     if kind == "search":
@@ -312,14 +283,8 @@ def inputs_of(subject: Subject, kind: str) -> int:
 
 
 def try_one(
-    subject: Subject,
-    kind: str,
-    number: int,
-    chance: Random,
-    trial: Trial,
-    tally: Tally,
+    subject: Subject, kind: str, number: int, chance: Random, trial: Trial, tally: Tally
 ) -> None:
-    """Try one input of a kind."""
     if kind == "search":
         searches = subject.codecs.SEARCHES
         name = [*searches][number % len(searches)]
@@ -327,7 +292,7 @@ def try_one(
         tally.count(name)
     elif kind == "directory":
         image = left_as(subject.name, STATES[number % len(STATES)]).image
-        image = changed_store(chance, subject, image, trial)
+        image = change_store(chance, subject, image, trial)
         outcome = Directory(subject, image, trial).check()
         check_unchanged(outcome, trial)
         tally.meet(words_for(kind, outcome), fingerprint_of(image))
@@ -346,20 +311,17 @@ def try_bytes(codec: Codec, chance: Random, trial: Trial) -> tuple[bytes, Outcom
 
 def check_unchanged(outcome: Outcome, trial: Trial) -> None:
     """Raise if what was written and not changed is not read as it was written."""
-    if not trial.steps and outcome != "whole":
-        what = f"the answer to what the store itself wrote is: {in_words(outcome)}"
-        raise trial.broken(AS_IT_SAYS, what)
+    if not trial.steps:
+        trial.same(outcome, "whole", "the answer to what the store itself wrote")
 
 
 def in_words(outcome: Outcome) -> str:
-    """Return an answer as a person would say it."""
     if outcome is None:
         return "no answer"
     return outcome if isinstance(outcome, str) else outcome.__name__
 
 
 def words_for(kind: str, outcome: Outcome) -> str:
-    """Return the words under which an answer is counted."""
     return f"different {kind} inputs: {in_words(outcome)}"
 
 

@@ -29,7 +29,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -39,11 +40,21 @@ from kvstore.filesystem import FileSystem
 from kvstore.powercut import Image
 from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 from tests.disks import CHANGES, NO_SYNC, on_a_disk
+from tests.proof.engines import ENGINES
 from tests.proof.faults import system_error
 from tests.proof.history import Changes, Contents, History, after, in_words
+from tests.proof.moves.story import ERRORS, PATIENCE, watched
 from tests.proof.programme import Tally, fingerprint, line
 from tests.proof.promises import Breach, Broken, Promise
-from tests.proof.signals import SIGNAL, Interrupted, Point, Signals, nowhere
+from tests.proof.signals import (
+    SIGNAL,
+    Interrupted,
+    Point,
+    Signals,
+    Watch,
+    first_time_at,
+    nowhere,
+)
 from tests.proof.subject import MODES, PATH, Engine, Flag, Subject
 from tests.proof.workloads import make
 
@@ -53,7 +64,6 @@ MANNERS = ("once", "twice", "at-a-call", "with-an-error", "timer")
 REAL_FILES = "files"
 ON_REAL_FILES = ("once", "twice", "timer")
 TIMES = 20  # that a timer interrupts in one case
-PATIENCE = 10.0  # seconds until we say that the store hangs
 OUTCOMES = 4  # of each power cut
 SMALL = 120
 
@@ -61,17 +71,10 @@ HALF = Breach(Promise.WHOLE, "an operation that was interrupted happened in part
 UNDONE = Breach(Promise.NEWEST, "an operation returned, and what it did is not there")
 APART = Breach(Promise.NEWEST, "a store and its files do not agree, and writes go on")
 ITSELF = Breach(Promise.NEWEST, "a store does not agree with itself")
-HANGS = Breach(Promise.NO_GUESSES, "the store hangs")
 HELD = Breach(Promise.ONE_WRITER, "the store can't be opened again: it is locked")
 LOST = Breach(Promise.SAFE, "the store can't be opened again")
 WRONG = Breach(Promise.NO_GUESSES, "an error that no interrupt explains")
 MUTE = Breach(Promise.NO_GUESSES, "writes are refused, and the error does not say why")
-
-ERRORS = (OSError, LookupError, RuntimeError, AttributeError, TypeError, ValueError)
-
-
-class Hangs(BaseException):
-    """Something takes too long."""
 
 
 class Deed(NamedTuple):
@@ -84,6 +87,10 @@ class Deed(NamedTuple):
     opens: bool = False  # it begins without an open store
     ends: bool = False  # it ends without one
 
+    def ends_in(self, states: list[Contents]) -> list[Contents]:
+        """Return which of the states it may lead to when it returns."""
+        return states if self.any_of_them else states[-1:]
+
 
 def changed(*steps: Changes) -> Callable[[Contents], list[Contents]]:
     """Return the states that some changes lead to, one after the other."""
@@ -91,12 +98,10 @@ def changed(*steps: Changes) -> Callable[[Contents], list[Contents]]:
 
 
 def one_less(before: Contents) -> list[Contents]:
-    """Return the states in which one key is gone."""
     return [after(before, {key: None}) for key in before]
 
 
 def batch(changes: Changes) -> Deed:
-    """Return the deed that makes some changes as a batch."""
     return Deed(lambda trial: make(trial.db, changes), changed(changes))
 
 
@@ -166,11 +171,11 @@ def run(subject: Subject, case: str) -> Tally:
         raise RuntimeError("Python delivers signals to the main thread alone")
     name, mode, manner, *place = case.split()
     tally = Tally()
-    KNOWN.clear()
+    contents.cache_clear()
     points: Sequence[Any] = []
     for _ in range(2):  # what Python does only the first time is no point
         first = Trial(subject, name, mode, manner)
-        with first.watched(), first.ground():
+        with watched(case), first.ground():
             points = first.points()
     numbers = range(1, len(points) + 1)
     for number in map(int, place) if place else numbers:
@@ -178,7 +183,7 @@ def run(subject: Subject, case: str) -> Tally:
             break
         trial = Trial(subject, name, mode, manner, number)
         try:
-            with trial.watched(), trial.ground():
+            with watched(case), trial.ground():
                 trial.run(points[number - 1])
         except Broken as error:
             told = line(NAME, subject, name, mode, manner, number)
@@ -192,22 +197,11 @@ def run(subject: Subject, case: str) -> Tally:
     return tally
 
 
-Files = frozenset[tuple[str, bytes]]
-
-
-class Known(dict[tuple[str, Files], Contents]):
-    """What a reader finds in some files. Most trials leave what others have left too."""
-
-    def look(self, subject: Subject, image: Image) -> Contents:
-        """Return what a reader finds on a disk."""
-        which = subject.name, frozenset(image.items())
-        if which not in self:
-            with subject.open(SimulatedDisk(image), "r") as db:
-                self[which] = dict(db)
-        return self[which]
-
-
-KNOWN = Known()
+@cache
+def contents(engine: str, files: tuple[tuple[str, bytes], ...]) -> Contents:
+    """Return what a reader finds. Most trials leave what others have left too."""
+    with ENGINES[engine].open(SimulatedDisk(dict(files)), "r") as db:
+        return dict(db)
 
 
 class Trial:
@@ -230,7 +224,6 @@ class Trial:
         self.history = History()
         self.doing = "begin"
         self.delivered: list[str] = []
-        self.timer_runs = False
         self.refuses = False
         self.chance = random.Random(f"{seed} {number}")
         # What is done first after the interrupt: not the same in each mode.
@@ -240,7 +233,6 @@ class Trial:
         self.iterations: list[Iterator[bytes]] = []
 
     def where(self) -> str:
-        """Say where signals came, and what came next."""
         came = " and ".join(self.delivered) or "nowhere"
         return f"{self.name} interrupted in {came}, then {self.doing}"
 
@@ -249,6 +241,8 @@ class Trial:
     @contextmanager
     def ground(self) -> Iterator[None]:
         """Make what a store stands on, and a store there that has seen some use."""
+        # A signal that comes in a finalizer is an error that Python can only print.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         folder = tempfile.mkdtemp() if self.mode == REAL_FILES else ""
         self.disk = SimulatedDisk(sector_bytes=64, seed=1)
         if folder:
@@ -258,6 +252,7 @@ class Trial:
                 self.prepare()
             yield
         finally:
+            sys.unraisablehook = hook
             shutil.rmtree(folder or "nowhere", ignore_errors=True)
 
     def prepare(self) -> None:
@@ -289,16 +284,13 @@ class Trial:
             self.history.is_safe()
 
     def open(self, flag: Flag = "c") -> None:
-        """Open the store for writing."""
         self.db = self.subject.open(self.disk, flag, self.sync, SMALL, self.path)
 
     def look(self) -> Contents:
-        """Open the store to read, and read it."""
         with self.subject.open(self.disk, "r", path=self.path) as db:
             return dict(db)
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Put one key."""
         self.db[key] = value
 
     def change(self, changes: Changes) -> None:
@@ -312,45 +304,27 @@ class Trial:
     # --- the interrupt ---------------------------------------------------------------------
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Break a promise where the block takes too long: who waits for a lock lets go."""
-        self.began = time.monotonic()
-        # A signal that comes in a finalizer is an error that Python can only print.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        before = signal.signal(signal.SIGALRM, self.ring)
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    def alarm(self, signals: Signals, longest: float) -> Iterator[None]:
+        """Have a timer interrupt the block. Whatever rings after that tells of a hang."""
+
+        def ring(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGALRM, before)
+            signals.deliver(number, frame)
+
+        delay = 1e-6 + self.chance.random() * longest
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, delay, PATIENCE)
         try:
             yield
-        except Hangs:
-            raise Broken(HANGS, f"for {PATIENCE:.0f} seconds") from None
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
             signal.signal(signal.SIGALRM, before)
-            sys.unraisablehook = hook
-
-    def ring(self, _: int, frame: FrameType | None) -> None:
-        """Be the handler of the timer: it interrupts, or says that we have waited enough."""
-        if self.timer_runs:
-            self.timer_runs = False
-            if frame is not None:
-                self.delivered.append(f"{frame.f_code.co_qualname}+{frame.f_lasti}")
-            raise Interrupted
-        if time.monotonic() - self.began > PATIENCE - 0.5:
-            sys.settrace(None)
-            raise Hangs
 
     def points(self) -> Sequence[Any]:
         """Do the deed undisturbed; return where a signal, or a call that fails, may come."""
-        if self.manner == "timer":
-            began = time.perf_counter()
-            self.deed.act(self)
-            if not self.deed.ends:
-                self.db.close()
-            return [time.perf_counter() - began] * TIMES
         seen: dict[Point, int] = {}
         calls: list[int] = []
-        passed = itertools.count()
-        numbers = itertools.count(1)
+        passed, numbers = itertools.count(), itertools.count(1)
 
         def note(operation: Operation) -> None:
             number = next(numbers)
@@ -365,11 +339,15 @@ class Trial:
             return False
 
         self.strike(note)
-        with Signals(watch):
+        began = time.perf_counter()
+        with Signals(nowhere if self.manner == "timer" else watch):
             self.deed.act(self)
+        seconds = time.perf_counter() - began
         self.strike(no_fault)
         if not self.deed.ends:
             self.db.close()
+        if self.manner == "timer":
+            return [seconds] * TIMES
         return calls if self.manner in ("at-a-call", "with-an-error") else list(seen)
 
     def strike(self, fault: Callable[[Operation], int | None]) -> None:
@@ -380,27 +358,19 @@ class Trial:
     def signals(self, point: Any) -> Signals:
         """Return the signals that come in this trial."""
         waits = self.chance.choice((0, 0, 1, 2, 3, 5, 8, 13))
-        fired: list[Point] = []
+        at_the_point, more = first_time_at(point), itertools.count()
 
-        def at_the_point(passed: Point) -> bool:
-            if not fired and passed == point:
-                fired.append(passed)
-                return True
-            if self.manner == "twice" and signals.delivered and len(fired) <= waits + 1:
-                fired.append(passed)
-                return len(fired) == waits + 2
-            return False
+        def twice(passed: Point) -> bool:
+            again = bool(signals.delivered) and next(more) == waits
+            return at_the_point(passed) or again
 
-        def once(passed: Point) -> bool:
-            fired.append(passed)
-            return len(fired) == 1
-
-        if self.manner == "with-an-error":
-            signals = Signals(once, on_errors=True)
-        elif self.manner in ("once", "twice"):
-            signals = Signals(at_the_point)
-        else:
-            signals = Signals(nowhere)
+        watches: dict[str, Watch] = {
+            "once": at_the_point,
+            "twice": twice,
+            "with-an-error": lambda _: next(more) == 0,
+        }
+        watch = watches.get(self.manner, nowhere)
+        signals = Signals(watch, on_errors=self.manner == "with-an-error")
         if self.manner in ("at-a-call", "with-an-error"):
             numbers = itertools.count(1)
 
@@ -418,15 +388,11 @@ class Trial:
         signals = self.signals(point)
         self.doing = "while it runs"
         try:
-            with signals:
+            is_timed = self.manner == "timer"
+            with signals, self.alarm(signals, point) if is_timed else nullcontext():
                 try:
-                    if self.manner == "timer":
-                        self.timer_runs = True
-                        delay = 1e-6 + self.chance.random() * point
-                        signal.setitimer(signal.ITIMER_REAL, delay, PATIENCE)
                     self.deed.act(self)
                 finally:
-                    self.timer_runs = False
                     sys.settrace(None)
         except (Interrupted, kvstore.WriteRefusedError):
             return False
@@ -463,9 +429,7 @@ class Trial:
 
     def go_on(self, before: Contents, states: list[Contents], returned: bool) -> None:
         """See that the deed happened or did not; then write, rearrange, close and open."""
-        allowed = [before, *states]
-        if returned:
-            allowed = states if self.deed.any_of_them else states[-1:]
+        allowed = self.deed.ends_in(states) if returned else [before, *states]
         if self.deed.ends and not self.deed.opens:
             self.doing = "close once more"
             self.close(quiet=self.told)
@@ -475,14 +439,7 @@ class Trial:
             self.doing = "open"
             self.open()
         self.doing = "look"
-        held = self.held()
-        if held not in allowed:
-            words = f"found: {in_words(held)}"
-            raise Broken(UNDONE if returned else HALF, words)
-        self.history.states += [*states, held]
-        self.history.is_done()
-        if returned and (self.deed.syncs or self.sync == "always"):
-            self.history.is_safe()
+        held = self.follow(states, allowed, returned=returned)
         apart = self.look_at_files(held, allowed)
         steps = {"write": self.write, "rearrange": self.rearrange, "again": self.again}
         for step in (steps.pop(self.next), *steps.values()):
@@ -525,11 +482,9 @@ class Trial:
         self.after_power_cuts()
 
     def write(self) -> None:
-        """Make a change."""
         self.change({b"after": b"1" * 30})
 
     def rearrange(self) -> None:
-        """Have the store rearrange its files."""
         self.subject.rearrange(self.db)
 
     def again(self) -> None:
@@ -539,18 +494,25 @@ class Trial:
             self.history.is_safe()
             return
         states = self.deed.states(self.history.now)
-        gone = False
         try:
             self.deed.act(self)
-        except KeyError:
-            gone = True
+        except KeyError:  # it is gone already
+            self.follow(states, self.deed.ends_in(states), returned=False)
+        else:
+            self.follow(states, self.deed.ends_in(states), returned=True)
+
+    def follow(
+        self, states: list[Contents], allowed: list[Contents], *, returned: bool
+    ) -> Contents:
+        """See that the store holds what it may hold, and let the history follow."""
         held = self.held()
-        if held not in (states if self.deed.any_of_them else states[-1:]):
-            raise Broken(UNDONE, f"found: {in_words(held)}")
+        if held not in allowed:
+            raise Broken(UNDONE if returned else HALF, f"found: {in_words(held)}")
         self.history.states += [*states, held]
         self.history.is_done()
-        if self.deed.syncs or (self.sync == "always" and not gone):
+        if returned and (self.deed.syncs or self.sync == "always"):
             self.history.is_safe()
+        return held
 
     def held(self) -> Contents:
         """Return what the open store holds, which all that reads has to agree on."""
@@ -566,7 +528,7 @@ class Trial:
         """Return what the files hold, had the process died, if that is something else."""
         image = self.image()
         try:
-            found = KNOWN.look(self.subject, image)
+            found = contents(self.subject.name, tuple(sorted(image.items())))
         except kvstore.CorruptionError as error:
             raise Broken(LOST, f"had the process died: {error}") from error
         if found != held and found not in allowed:
@@ -576,7 +538,6 @@ class Trial:
         return None if found == held else found
 
     def image(self) -> Image:
-        """Return what is in the files."""
         if isinstance(self.disk, SimulatedDisk):
             return self.disk.image()
         return on_a_disk(Path(self.path)).image()
@@ -587,7 +548,7 @@ class Trial:
             return
         cut = self.disk.power_cut()
         for picks, image in cut.images(OUTCOMES, self.number):
-            found = KNOWN.look(self.subject, image)
+            found = contents(self.subject.name, tuple(sorted(image.items())))
             breach = self.history.after_a_power_cut(found)
             if breach is not None:
                 words = f"after a power cut ({cut.describe(picks)}): {in_words(found)}"

@@ -38,14 +38,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, NoReturn, Self
+from typing import NoReturn, Self
 from zlib import crc32
 
 import kvstore
 from kvstore.filesystem import FileSystem
 from kvstore.posix import DISK
 from kvstore.simdisk import Operation
-from tests.disks import PATIENCE, FaultyFileSystem, Rule
+from tests.disks import PATIENCE, FaultyFileSystem, Rule, on_a_disk
 from tests.helpers import Worker
 from tests.proof.faults import codes_on_the_stack
 from tests.proof.history import BACK, INVENTED, Changes, Contents, History, after
@@ -70,15 +70,11 @@ UNUSABLE = Breach(Promise.ONE_MOMENT, "the files are at one moment no store that
 LEFTOVER = Breach(Promise.ONE_MOMENT, "what an interrupted change left stays for ever")
 CHECKED = Breach(Promise.NEWEST, "a key holds what was never written under it")
 NEWEST = Breach(Promise.NEWEST, "a process does not read what it wrote last")
-PICTURE = Breach(
-    Promise.STILL, "another process saw what never was a state of the store"
-)
+PICTURE = Breach(Promise.STILL, "another process saw what never was a state")
 WHOLE = Breach(Promise.WHOLE, "a batch is there in part")
 FORWARD = Breach(Promise.ONLY_THE_END, "another process saw an older state than before")
 DAMAGED = Breach(Promise.NO_GUESSES, "a kill has damaged something")
-TORN = Breach(
-    Promise.NO_GUESSES, "a tail is torn, and no write was cut off; or not kept"
-)
+TORN = Breach(Promise.NO_GUESSES, "a torn tail: no write was cut off, or it is lost")
 ERROR = Breach(Promise.NO_GUESSES, "there is an error where nothing is wrong")
 
 
@@ -88,7 +84,6 @@ def cases(_: Subject) -> list[str]:
 
 
 def another(_: Subject, seed: int) -> str:
-    """Return a case with many more kills of one store."""
     return f"{list(MODES)[seed % len(MODES)]} 200 {seed}"
 
 
@@ -118,13 +113,7 @@ def is_sealed(key: bytes, value: bytes) -> bool:
     return text.startswith(key + b" ") and checksum == b"%08x" % crc32(text)
 
 
-def serial(value: bytes) -> int:
-    """Return the number of the change that wrote a value."""
-    return int(value.split(b" ")[1])
-
-
 def amount(value: bytes) -> int:
-    """Return how much an account holds."""
     return int(value.split(b" ")[2])
 
 
@@ -140,18 +129,12 @@ def flaw(seen: Contents) -> tuple[Breach, str] | None:
 
 
 def differences(found: Contents, expected: Contents) -> str:
-    """Say of some keys which change they hold, and which they should."""
+    """Say of some keys what they hold, and should: values begin with key and change."""
     keys = sorted(found.keys() | expected.keys())
-    wrong = [key for key in keys if found.get(key) != expected.get(key)]
-    return "; ".join(
-        f"{key!r} holds {writer(found.get(key))} instead of {writer(expected.get(key))}"
-        for key in wrong[:5]
-    )
-
-
-def writer(value: bytes | None) -> str:
-    """Say which change wrote a value."""
-    return "nothing" if value is None else f"the value of change {serial(value)}"
+    pairs = ((key, found.get(key), expected.get(key)) for key in keys)
+    wrong = [(key, has, right) for key, has, right in pairs if has != right]
+    told = (f"{k!r}: {has!r:.40}, and not {right!r:.40}" for k, has, right in wrong[:5])
+    return "; ".join(told)
 
 
 def changes(seed: int, contents: Contents, last: int) -> Iterator[Changes]:
@@ -263,48 +246,36 @@ def act(work: Callable[[int], NoReturn], send: int, case: str) -> NoReturn:
 
 
 def without_report(said: bytes) -> bytes:
-    """Return what a child said, or raise what it reports."""
     said, reported, report = said.partition(REPORT)
     if reported:
         raise pickle.loads(report)
     return said
 
 
-def place(subject: Subject) -> str | None:
-    """Return where in the store this thread is."""
-    places = map(subject.places.get, codes_on_the_stack())
-    return next(filter(None, places), None)
-
-
-class Death(NamedTuple):
-    """Where a writer has to die: in which part of the store, at which call there."""
-
-    place: str
-    call: int
-    share: float  # of the bytes, if that call is a write, that get through
-
-
 @dataclass
-class Doom:
-    """The death of a process, which tells of it before. It is asked before each call."""
+class Death:
+    """How a writer dies, which tells of it before. It is asked before each call."""
 
     subject: Subject
-    death: Death
-    send: int
-    numbers: Iterator[int] = field(default_factory=partial(itertools.count, 1))
+    place: str  # in which part of the store
+    call: int  # at which call there
+    share: float  # of the bytes, if that call is a write, that get through
+    send: int = -1
     last_words: str = ""
 
     def __call__(self, operation: Operation) -> int | None:
         """Die if this is the call; if it is a write, at the next one, and cut this short."""
         if not self.last_words:
-            if place(self.subject) != self.death.place:
+            places = map(self.subject.places.get, codes_on_the_stack())
+            if next(filter(None, places), None) != self.place:
                 return None
-            if next(self.numbers) != self.death.call:
+            self.call -= 1
+            if self.call:
                 return None
             name, path, _, length = operation
-            self.last_words = f"{self.death.place}: {name} {path}"
+            self.last_words = f"{self.place}: {name} {path}"
             if name == "write":
-                part = round(self.death.share * length)
+                part = round(self.share * length)
                 self.last_words += f", {part} of {length} bytes"
                 return part
         os.write(self.send, self.last_words.encode())
@@ -312,19 +283,18 @@ class Doom:
         return None
 
 
-def dawdle(chance: random.Random, _: Operation) -> None:
-    """Stop for a moment before some calls, so that others get ahead."""
-    if chance.random() < 0.03:
-        time.sleep(0.001)
-
-
 def dawdling(seed: int) -> FaultyFileSystem:
-    """Return the real files, with a process that dawdles."""
-    return real_disk(partial(dawdle, random.Random(seed)))
+    """Return the real files, with stops before some calls, so that others get ahead."""
+    chance = random.Random(seed)
+
+    def dawdle(_: Operation) -> None:
+        if chance.random() < 0.03:
+            time.sleep(0.001)
+
+    return real_disk(dawdle)
 
 
 def real_disk(rule: Rule) -> FaultyFileSystem:
-    """Return the real files, with a rule that is asked before each call."""
     disk = FaultyFileSystem()
     disk.rules.append(rule)
     return disk
@@ -365,7 +335,6 @@ class Trial:
             os.write(send, b"%d\n" % print_of(seen))
 
     def check(self, problem: tuple[Breach, str] | None, where: str) -> None:
-        """Raise what is wrong, if anything is."""
         if problem is not None:
             raise Broken(problem[0], f"{where}: {problem[1]}", self.case)
 
@@ -373,14 +342,11 @@ class Trial:
         """Find what the onlooker saw in the history, each time where it was or later."""
         for seen in map(int, said.split()):
             self.tally.count("read-only openings*")
-            if seen in self.prints[self.seen :]:
-                self.seen = self.prints.index(seen, self.seen)
-                continue
-            context = f"after state {self.seen} of {len(self.prints) - 1}"
-            if seen in self.prints:
-                state = f"{context}, it saw state {self.prints.index(seen)}"
-                raise Broken(FORWARD, state, self.case)
-            raise Broken(PICTURE, context, self.case)
+            if seen not in self.prints[self.seen :]:
+                breach = FORWARD if seen in self.prints else PICTURE
+                state = f"after state {self.seen} of {len(self.prints) - 1}"
+                raise Broken(breach, state, self.case)
+            self.seen = self.prints.index(seen, self.seen)
 
     def kill_a_writer(self, *, from_outside: bool) -> None:
         """Let a process write until it is killed, and look at what it left."""
@@ -402,21 +368,19 @@ class Trial:
 
     def draw_a_death(self) -> Death:
         """Return a call to die at; first of all one of those that make the store."""
-        unmade = len(self.prints) == 1
-        where = (
-            "opening"
-            if unmade
-            else self.chance.choice(sorted(set(self.subject.places.values())))
-        )
+        where = "opening"
+        if len(self.prints) > 1:
+            where = self.chance.choice(sorted(set(self.subject.places.values())))
         call = self.chance.randrange(1, self.chance.choice((5, 20, 60)))
-        return Death(where, call, self.chance.random())
+        return Death(self.subject, where, call, self.chance.random())
 
     def write(self, seed: int, death: Death | None, send: int) -> NoReturn:
         """Open the store and close it, over and over, and make changes between."""
         sys.setswitchinterval(SWITCH_SECONDS)
         chance, contents = random.Random(seed), self.history.states[0].copy()
-        doom = death and Doom(self.subject, death, send)
-        disk = real_disk(doom) if doom else dawdling(seed)
+        disk = dawdling(seed)
+        if death is not None:
+            death.send, disk = send, real_disk(death)
         todo = changes(seed, contents, len(self.prints) - 1)
         while True:
             signal.alarm(int(PATIENCE))
@@ -444,7 +408,6 @@ class Trial:
                 self.check(flaw(part(db, (key,))), "in a second thread")
 
     def open(self, disk: FileSystem, sync: Sync) -> Engine:
-        """Open the store as every writer does."""
         return self.subject.open(disk, "c", sync, self.small, str(self.directory))
 
     def expect(self, found: Contents, expected: Contents) -> None:
@@ -500,8 +463,7 @@ class Trial:
         self.check(flaw(found), where)
         if promise == INVENTED:  # yet it proves itself: it is older than this history
             promise = BACK
-        how = differences(found, self.history.states[done])
-        self.check((promise, how), where)
+        self.check((promise, differences(found, self.history.states[done])), where)
 
     def recover(self, found: Contents, where: str) -> None:
         """Open the store to write, which recovers it, and look whether it is as it was."""
@@ -511,17 +473,11 @@ class Trial:
             damage, kept = self.subject.damage(db), self.subject.torn_tail(db)
             if damage:
                 raise Broken(DAMAGED, f"{where}, recovered: {damage}", self.case)
-            if kept_bytes(kept) != (torn.length if torn else 0):
+            kept_bytes = os.path.getsize(kept.kept_as) if kept and kept.kept_as else 0
+            if kept_bytes != (torn.length if torn else 0):
                 raise Broken(TORN, f"{where}, recovered: {kept}", self.case)
-        names = self.directory.iterdir()
-        image = {f"{PATH}/{each.name}": each.read_bytes() for each in names}
-        if left := strays(self.subject, image):
+        if left := strays(self.subject, on_a_disk(self.directory).image()):
             raise Broken(LEFTOVER, f"{where}, recovered: {left}", self.case)
-
-
-def kept_bytes(torn: Tail | None) -> int:
-    """Return how many bytes of a torn tail were kept."""
-    return os.path.getsize(torn.kept_as) if torn and torn.kept_as else 0
 
 
 def part(contents: Mapping[bytes, bytes], keys: Iterable[bytes]) -> Contents:

@@ -58,7 +58,6 @@ class Operation(NamedTuple):
         return self.value == (held if is_value else held is not None)
 
     def leaves(self, held: Held) -> Held:
-        """Return what the key holds afterwards."""
         if self.kind == "put":
             assert not isinstance(self.value, bool)
             return self.value

@@ -51,9 +51,7 @@ MOVING = Breach(Promise.STILL, "an iteration or a reader sees what came later")
 NOT_WHOLE = Breach(Promise.WHOLE, "a batch is not what a dict would become by it")
 CRASHED = Breach(Promise.ONLY_THE_END, "a store does not go on after a crash")
 UNSAFE = Breach(Promise.SAFE, "a store can't be closed, synced and opened again")
-FROM_INSIDE = Breach(
-    Promise.NO_GUESSES, "a call from inside is neither done nor refused"
-)
+FROM_INSIDE = Breach(Promise.NO_GUESSES, "a call from inside: not done, nor refused")
 GUESSES = Breach(Promise.NO_GUESSES, "a store does not say what is so")
 
 # Hypothesis mixes in constants that it finds in the modules that happen to be loaded, none
@@ -101,13 +99,11 @@ def keeps(breach: Breach) -> Iterator[None]:
 
 
 def equal(found: object, expected: object, what: str) -> None:
-    """Compare, and say what differs."""
     if found != expected:
         raise AssertionError(f"{what}: {found!r}, expected was {expected!r}")
 
 
 def raises(error: type[Exception], call: Callable[[], object], what: str) -> None:
-    """Make a call that has to raise an error."""
     try:
         call()
     except error:
@@ -116,7 +112,6 @@ def raises(error: type[Exception], call: Callable[[], object], what: str) -> Non
 
 
 def unchanged(before: Image, disk: SimulatedDisk, what: str) -> None:
-    """See that no file differs from what it was."""
     found = disk.image()
     paths = before.keys() | found.keys()
     differ = sorted(p for p in paths if before.get(p) != found.get(p))
@@ -124,13 +119,11 @@ def unchanged(before: Image, disk: SimulatedDisk, what: str) -> None:
 
 
 def record_bytes(db: Engine) -> int:
-    """Return how many bytes of records a store has."""
     stats = db.stats()
     return stats.live_bytes + stats.dead_bytes
 
 
 def outcome(cut: PowerCut, picks: Picks) -> str:
-    """Say which outcome of a power cut this is."""
     return f"a power cut ({shorten(cut.describe(picks), 300)})"
 
 
@@ -170,7 +163,6 @@ def fill(batch: kvstore.Batch, before: Contents, steps: Steps) -> None:
 
 
 def together(db: Engine, steps: Steps) -> None:
-    """Make some changes as one batch."""
     with db.batch() as batch:
         deletes = any(value is None for _, value in steps)
         fill(batch, dict(db) if deletes else {}, steps)
@@ -191,40 +183,6 @@ def writes(subject: Subject, db: Engine, there: Contents) -> Calls:
     return calls | {f"del db[{key!r}]": partial(db.__delitem__, key) for key in there}
 
 
-def reads(db: Engine) -> Calls:
-    """Return every other way to use a store."""
-    return {
-        "get": lambda: db.get(b"1"),
-        "in": lambda: b"1" in db,
-        "len": lambda: len(db),
-        "iter": lambda: iter(db),
-        "keys": lambda: list(db.keys()),
-        "items": lambda: list(db.items()),
-        "values": lambda: list(db.values()),
-        "clear": db.clear,
-        "sync": db.sync,
-        "stats": db.stats,
-        "verify": db.verify,
-    }
-
-
-def wrong_types(db: Engine, text: Any) -> Calls:
-    """Return calls with something that is not bytes."""
-    return {
-        "db[text]": lambda: db[text],
-        "get": lambda: db.get(text),
-        "in": lambda: text in db,
-        "put of a key": lambda: db.__setitem__(text, b""),
-        "put of a value": lambda: db.__setitem__(b"1", text),
-        "del": lambda: db.__delitem__(text),
-        "pop": lambda: db.pop(text, None),
-        "setdefault of a key": lambda: db.setdefault(text, b""),
-        "setdefault of a value": lambda: db.setdefault(ABSENT, text),
-        "update": lambda: db.update({text: b""}),
-        "a batch": lambda: together(db, [(b"1", b""), (text, b"")]),
-    }
-
-
 class StoreAndDict(RuleBasedStateMachine):
     """What can be done to a store, done to a dict as well."""
 
@@ -239,22 +197,17 @@ class StoreAndDict(RuleBasedStateMachine):
     @initialize(sector=st.sampled_from([1, 512, 4096]), sync=SYNCS, size=SIZES)
     @keeps(DIFFER)
     def begin(self, sector: int, sync: Sync, size: int) -> None:
-        """Begin with nothing."""
         self.sync_mode, self.small = sync, size
         self.disks = itertools.count(1)
         self.disk = SimulatedDisk(sector_bytes=sector)
         self.history = History()
-        self.dead: list[
-            Engine
-        ] = []  # of processes that have ended; nobody lets go there
+        self.dead: list[Engine] = []  # of processes that ended; nobody lets go there
         self.open()
 
     def open(self, flag: Flag = "c") -> None:
-        """Open the store."""
         self.db = self.subject.open(self.disk, flag, self.sync_mode, self.small)
 
     def reader(self, disk: SimulatedDisk | None = None, path: str = PATH) -> Engine:
-        """Open a store for reading."""
         return self.subject.open(disk or self.disk, "r", path=path)
 
     def close(self) -> None:
@@ -264,7 +217,6 @@ class StoreAndDict(RuleBasedStateMachine):
         self.history.is_safe()
 
     def is_done(self) -> None:
-        """Note that a change has returned."""
         self.history.is_done()
         if self.sync_mode == "always":
             self.history.is_safe()
@@ -277,14 +229,12 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(key=KEYS, value=VALUES)
     @keeps(DIFFER)
     def put(self, key: bytes, value: bytes) -> None:
-        """Put a key."""
         self.db[key] = value
         self.becomes((key, value))
 
     @rule(key=KEYS)
     @keeps(DIFFER)
     def delete(self, key: bytes) -> None:
-        """Delete a key, or fail if it is not there."""
         if key in self.history.now:
             del self.db[key]
             self.becomes((key, None))
@@ -305,7 +255,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule()
     @keeps(DIFFER)
     def popitem(self) -> None:
-        """Remove some key, or fail if there is none."""
         if self.history.now:
             key, value = self.db.popitem()
             equal(self.history.now.get(key), value, f"popitem, for {key!r},")
@@ -316,7 +265,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(key=KEYS, value=VALUES)
     @keeps(DIFFER)
     def setdefault(self, key: bytes, value: bytes) -> None:
-        """Put a key if it is not there."""
         held = self.history.now.get(key, value)
         equal(self.db.setdefault(key, value), held, f"setdefault({key!r})")
         self.becomes((key, held))
@@ -324,7 +272,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(update=UPDATES)
     @keeps(DIFFER)
     def update(self, update: Contents) -> None:
-        """Put several keys, one after the other."""
         self.db.update(update)
         for change in update.items():
             self.becomes(change)
@@ -332,7 +279,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule()
     @keeps(DIFFER)
     def clear(self) -> None:
-        """Delete everything, one key after the other."""
         keys = list(self.db)
         self.db.clear()
         for key in keys:
@@ -365,7 +311,6 @@ class StoreAndDict(RuleBasedStateMachine):
         equal(record_bytes(self.db), before, "the records after a batch in vain")
 
     def change(self, steps: Steps) -> None:
-        """Put and delete, one after the other."""
         for key, value in steps:
             if value is None:
                 self.db.pop(key, None)
@@ -410,7 +355,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule()
     @keeps(UNSAFE)
     def sync(self) -> None:
-        """Make all that is done safe."""
         self.call("sync")
 
     @rule(least_dead=SHARES)
@@ -465,17 +409,21 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(flag=st.sampled_from(["c", "w", "n"]))
     @keeps(TWO_WRITERS)
     def open_twice(self, flag: Flag) -> None:
-        """Open the store for writing while it is open."""
         image = self.disk.image()
         raises(kvstore.LockedError, lambda: self.open(flag), "a second open")
         unchanged(image, self.disk, "a second open")
 
     @rule(wrong=st.sampled_from(["text", None, 7, bytearray(b"1")]))
     @keeps(GUESSES)
-    def mistake_types(self, wrong: object) -> None:
-        """Use what is not bytes."""
-        before = record_bytes(self.db)
-        for what, call in wrong_types(self.db, wrong).items():
+    def mistake_types(self, wrong: Any) -> None:
+        db, before = self.db, record_bytes(self.db)
+        calls: Calls = {
+            "setdefault of a key": lambda: db.setdefault(wrong, b""),
+            "setdefault of a value": lambda: db.setdefault(ABSENT, wrong),
+            "update": lambda: db.update({wrong: b""}),
+            "a batch": lambda: together(db, [(b"1", b""), (wrong, b"")]),
+        }
+        for what, call in calls.items():
             raises(TypeError, call, f"{what} with {wrong!r}")
         equal(record_bytes(self.db), before, "the records after wrong types")
 
@@ -485,7 +433,12 @@ class StoreAndDict(RuleBasedStateMachine):
         """Close the store, use it all the same, and open it again."""
         self.close()
         self.db.close()
-        calls = writes(self.subject, self.db, {b"1": b""}) | reads(self.db)
+        calls = writes(self.subject, self.db, {b"1": b""}) | {
+            "get": lambda: self.db.get(b"1"),
+            "in": lambda: b"1" in self.db,
+            "items": lambda: list(self.db.items()),
+            "sync": self.db.sync,
+        }
         for what, call in calls.items():
             raises(kvstore.ClosedError, call, f"{what} after close")
         self.open()
@@ -507,7 +460,7 @@ class StoreAndDict(RuleBasedStateMachine):
             if operation.name in CHANGES_OF_A_DISK and next(left) == 0:
                 self.tally.count("calls from inside of the model*")
                 with keeps(FROM_INSIDE):
-                    held = self.see_it_from_inside(f"inside {operation}", states)
+                    held = self.look_inside(f"inside {operation}", states)
                 if held == before:
                     self.becomes(INSIDE)
                 elif held is not None:
@@ -522,9 +475,7 @@ class StoreAndDict(RuleBasedStateMachine):
         for step in late:
             self.becomes(step)
 
-    def see_it_from_inside(
-        self, where: str, states: tuple[Contents, ...]
-    ) -> Contents | None:
+    def look_inside(self, where: str, states: tuple[Contents, ...]) -> Contents | None:
         """See that one can read, and put or be told why not; nothing hangs.
 
         Returns what the store held before the put, if that was done.
@@ -548,7 +499,6 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(flag=st.sampled_from(["c", "w"]), sync=SYNCS, size=SIZES)
     @keeps(UNSAFE)
     def reopen(self, flag: Flag, sync: Sync, size: int) -> None:
-        """Close the store, and open it with other options."""
         self.close()
         self.sync_mode, self.small = sync, size
         self.open(flag)
@@ -620,16 +570,12 @@ class StoreAndDict(RuleBasedStateMachine):
             self.hold(verdict, found.contents, outcome(cut, picks))
             left.append((found.torn is not None, picks, image))
         _, picks, image = max(left, key=itemgetter(0))
-        self.disk = SimulatedDisk(
-            image,
-            sector_bytes=self.disk.sector_bytes,
-            seed=next(self.disks),
-            older=self.disk.image(),
-        )
+        sector, older = self.disk.sector_bytes, self.disk.image()
+        seed = next(self.disks)
+        self.disk = SimulatedDisk(image, sector_bytes=sector, seed=seed, older=older)
         return outcome(cut, picks)
 
     def hold(self, breach: Breach | None, found: Contents | None, crash: str) -> None:
-        """Hold what a crash has left against the history."""
         if breach is not None:
             raise Broken(breach, f"after {crash} it holds {in_words(found)}")
 
@@ -668,13 +614,7 @@ class StoreAndDict(RuleBasedStateMachine):
     )
     @keeps(GUESSES)
     def fail_to_sync(
-        self,
-        successes: int,
-        drops: bool,
-        steps: Steps,
-        then: str,
-        end: str,
-        seed: int,
+        self, successes: int, drops: bool, steps: Steps, then: str, end: str, seed: int
     ) -> None:
         """Have one fsync fail. If it was the log's, the store takes no more writes."""
         fault = FailingSync(successes)
@@ -740,9 +680,8 @@ class StoreAndDict(RuleBasedStateMachine):
     def check_refusal(self) -> None:
         """See that nothing can be written any more, and that nothing is called safe."""
         image = self.disk.image()
-        for what, call in writes(
-            self.subject, self.db, dict.fromkeys(self.db, b"")
-        ).items():
+        calls = writes(self.subject, self.db, dict.fromkeys(self.db, b""))
+        for what, call in calls.items():
             raises(kvstore.WriteRefusedError, call, f"{what} after a failed fsync")
         unchanged(image, self.disk, "a refused write")
         with suppress(kvstore.WriteRefusedError):
@@ -762,13 +701,11 @@ class StoreAndDict(RuleBasedStateMachine):
 
     @invariant()
     def one_step(self) -> None:
-        """Count a step."""
         self.steps += 1
         self.same()
 
     @keeps(DIFFER)
     def same(self) -> None:
-        """Compare all that can be asked."""
         db, now = self.db, self.history.now
         equal(dict(db), now, "the store")
         equal(len(db), len(now), "its length")
@@ -793,17 +730,14 @@ class StoreAndDict(RuleBasedStateMachine):
 
 
 def cases(_: Subject) -> list[str]:
-    """Return a few seeds."""
     return [str(number) for number in range(1, SHARE + 1)]
 
 
 def another(_: Subject, seed: int) -> str:
-    """Return a case that nobody has run yet."""
     return str(seed)
 
 
 def run(subject: Subject, case: str) -> Tally:
-    """Tell the stories of a seed, and count."""
     told = Tally()
 
     @seed(int(case))

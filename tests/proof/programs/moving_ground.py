@@ -34,26 +34,12 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from tests.proof.moves.directories import (
-    above,
-    chdir,
-    removed,
-    renamed,
-    replaced,
-    unlocked,
-)
-from tests.proof.moves.inside import OUTSIDE, TURNS, collector, handlers
-from tests.proof.moves.owners import copies, forgotten, forks, same_number
-from tests.proof.moves.shortages import descriptors, few, full, tmpfs
-from tests.proof.moves.story import (
-    LATER,
-    Trial,
-    watched,
-)
+from tests.proof.moves import directories, inside, owners, shortages
+from tests.proof.moves.story import LATER, Trial, watched
 from tests.proof.programme import Tally, line
 from tests.proof.promises import Broken, Promise
 from tests.proof.subject import Subject
@@ -62,22 +48,22 @@ NAME = "moving-ground"
 NEEDS = frozenset({Promise.ONLY_THE_END, Promise.SAFE, Promise.ONE_WRITER})
 
 MOVES: dict[str, tuple[Callable[[Trial], None], Sequence[int]]] = {
-    "chdir": (chdir, LATER),
-    "renamed": (renamed, LATER),
-    "above": (above, LATER),
-    "removed": (removed, LATER),
-    "replaced": (replaced, LATER),
-    "unlocked": (unlocked, LATER),
-    "descriptors": (descriptors, LATER),
-    "few": (few, range(1)),
-    "full": (full, range(60)),
-    "tmpfs": (tmpfs, range(4)),
-    "forks": (forks, range(4)),
-    "same-number": (same_number, range(1)),
-    "collector": (collector, range(len(OUTSIDE) - 1)),
-    "handlers": (handlers, range(TURNS)),
-    "copies": (copies, range(1)),
-    "forgotten": (forgotten, range(4)),
+    "chdir": (directories.chdir, LATER),
+    "renamed": (directories.renamed, LATER),
+    "above": (directories.above, LATER),
+    "removed": (directories.removed, LATER),
+    "replaced": (directories.replaced, LATER),
+    "unlocked": (directories.unlocked, LATER),
+    "descriptors": (shortages.descriptors, LATER),
+    "few": (shortages.few, range(1)),
+    "full": (shortages.full, range(60)),
+    "tmpfs": (shortages.tmpfs, range(4)),
+    "forks": (owners.forks, range(4)),
+    "same-number": (owners.same_number, range(1)),
+    "collector": (inside.collector, range(len(inside.OUTSIDE) - 1)),
+    "handlers": (inside.handlers, range(inside.TURNS)),
+    "copies": (owners.copies, range(1)),
+    "forgotten": (owners.forgotten, range(4)),
 }
 MANY = 20  # trials that make up a case
 
@@ -103,7 +89,6 @@ def another(_: Subject, seed: int) -> str:
 
 
 def run(subject: Subject, case: str) -> Tally:
-    """Run the trials of a case."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("Python delivers signals to the main thread alone")
     name, numbers = case.split()
@@ -113,7 +98,8 @@ def run(subject: Subject, case: str) -> Tally:
         told = line(NAME, subject, name, number)
         folder = Path(tempfile.mkdtemp()).resolve()
         try:
-            with watched("it") if name not in ("handlers", "collector") else nothing():
+            itself = name in ("handlers", "collector")
+            with nullcontext() if itself else watched("it"):
                 MOVES[name][0](Trial(subject, number, tally, folder))
         except Broken as error:
             raise error.seen(f"{name}, step {number}", told) from error.__cause__
@@ -121,9 +107,3 @@ def run(subject: Subject, case: str) -> Tally:
             shutil.rmtree(folder, ignore_errors=True)
         tally.count(f"ground that moved: {name}")
     return tally
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    """Watch nothing: the block does so itself."""
-    yield

@@ -45,7 +45,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import kvstore
 from kvstore.simdisk import SimulatedDisk, no_fault
@@ -69,10 +69,7 @@ DIARIES = [[b"diary %d, %d" % (n, m) for m in range(3)] for n in range(2)]
 DEPOSIT = 100
 A_READER_BESIDE = "a reader beside the writer"
 
-MOMENT = Breach(
-    Promise.ONE_MOMENT,
-    "files are replaced while others read and write: one got an error",
-)
+MOMENT = Breach(Promise.ONE_MOMENT, "a thread got an error while files are replaced")
 NEWEST = Breach(Promise.NEWEST, "a read is not answered by the newest write of its key")
 STILL = Breach(Promise.STILL, "an iteration does not see the store as it was")
 WHOLE = Breach(Promise.WHOLE, "a batch is there in part")
@@ -83,18 +80,16 @@ CLOSED = Breach(Promise.NO_GUESSES, "a close is not what the others are told of"
 
 Shown = Mapping[bytes, bytes | bool]  # what a picture shows; True for a key alone
 Look = Callable[[], Iterator[tuple[bytes, bytes | bool]]]  # begins an iteration
+Told = tuple[Kind, bytes | bool | None]  # of one key: what was asked, and the answer
 Work = Callable[[], None]
-T = TypeVar("T")
 
 
 def cases(_: Subject) -> list[str]:
-    """Return some of every kind."""
     turns = [f"{KINDS[1 - seed % 2]} {seed}" for seed in range(1, 9)]
     return turns + [f"{kind} {seed}" for kind in KINDS[2:] for seed in (1, 2)]
 
 
 def another(_: Subject, seed: int) -> str:
-    """Return a case for a run that goes on."""
     return f"{KINDS[seed % len(KINDS)]} {seed}"
 
 
@@ -105,25 +100,14 @@ class Deadlock(Exception):
     """Threads wait, and none of them will ever go on."""
 
 
-class Schedule(Protocol):
-    """A way to run several threads together."""
-
-    def lock(self, name: str) -> AbstractContextManager[object]:
-        """Return a lock for these threads, which one may take again that has it."""
-
-    def run(self, works: Mapping[str, Work]) -> None:
-        """Run them all, by name, to their ends; raise the error that one of them got."""
-
-
 class Free:
     """The machine decides, and may change its mind after a microsecond, not after 5,000."""
 
     def lock(self, _: str) -> AbstractContextManager[object]:
-        """Return a lock for these threads."""
+        """Return a lock for these threads, which one may take again that has it."""
         return threading.RLock()
 
     def run(self, works: Mapping[str, Work]) -> None:
-        """Run them all, by name, to their ends; raise the error that one of them got."""
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
         try:
@@ -166,14 +150,11 @@ class Turns:
         return TurnLock(self, name)
 
     def run(self, works: Mapping[str, Work]) -> None:
-        """Run them all, by name, to their ends; raise the error that one of them got."""
         self._plays += 1
-        players = {name: Player(name) for name in works}
-        self._players = self._chance.sample(list(players.values()), len(players))
-        workers = {
-            name: Worker(partial(self._play, player, works[name]))
-            for name, player in players.items()
-        }
+        players = [Player(name) for name in works]
+        self._players = self._chance.sample(players, len(players))
+        plays = {p.name: partial(self._play, p, works[p.name]) for p in players}
+        workers = {name: Worker(play) for name, play in plays.items()}
         self._pass_on()
         finish(workers)
 
@@ -254,7 +235,6 @@ class TurnLock:
         self._turns, self._name, self._times = turns, name, 0
 
     def acquire(self) -> None:
-        """Take the lock, or take it once more."""
         player = self._turns.now
         while self.holder not in (None, player):
             player.wants = self
@@ -265,7 +245,6 @@ class TurnLock:
         self._turns.taken[self._name] += 1
 
     def release(self) -> None:
-        """Let go of the lock, as often as it was taken."""
         self._times -= 1
         if not self._times:
             self.holder = None
@@ -297,105 +276,81 @@ class Witness:
         self._clock = clock
 
     @contextmanager
-    def _asks(
-        self, pending: Callable[[int], Mapping[bytes, Operation]]
-    ) -> Iterator[int]:
-        """Count a call; note what is pending if the store is closed meanwhile."""
+    def _asks(self, given: bytes | None = None) -> Iterator[dict[bytes, Told]]:
+        """Note what a call says of some keys: if it is closed meanwhile, as pending."""
         self.asked += 1
+        told: dict[bytes, Told] = {}
         invoked = next(self._clock)
         try:
-            yield invoked
+            yield told
         except kvstore.ClosedError:
-            self.history += pending(invoked).items()
+            self._note(told, invoked, math.inf, given)
             raise
+        self._note(told, invoked, next(self._clock), given)
+
+    def _note(
+        self, told: Mapping[bytes, Told], at: int, returned: float, given: bytes | None
+    ) -> None:
+        for key, (kind, value) in told.items():
+            operation = Operation(kind, value, at, returned, given)
+            self.history.append((key, operation))
+
+    def ask(self, kind: Kind, key: bytes, given: bytes | None = None) -> Any:
+        return self._ask(kind, key, partial(CALLS[kind], self._db, key, given), given)
 
     def _ask(
-        self, kind: Kind, key: bytes, call: Callable[[], T], given: bytes | None = None
-    ) -> T:
-        """Make a call that is about one key."""
-        with self._asks(
-            lambda at: {key: Operation(kind, given, at, default=given)}
-        ) as at:
+        self,
+        kind: Kind,
+        key: bytes,
+        call: Callable[[], Any],
+        given: bytes | None = None,
+    ) -> Any:
+        with self._asks(given) as told:
+            told[key] = kind, given
             answer = call()
-        value: Any = given if kind == "put" else answer
-        self.history.append((key, Operation(kind, value, at, next(self._clock), given)))
+            told[key] = kind, given if kind == "put" else answer
         return answer
-
-    def get(self, key: bytes) -> bytes | None:
-        """Get a value, None if the key is missing."""
-        return self._ask("get", key, lambda: self._db.get(key))
-
-    def look(self, key: bytes) -> bool:
-        """Ask whether there is such a key."""
-        return self._ask("in", key, lambda: key in self._db)
-
-    def pop(self, key: bytes) -> bytes | None:
-        """Delete a key, and get what it held."""
-        return self._ask("pop", key, lambda: self._db.pop(key, None))
-
-    def setdefault(self, key: bytes, value: bytes) -> bytes:
-        """Put a key if it is missing, and get what it holds."""
-        return self._ask(
-            "setdefault", key, lambda: self._db.setdefault(key, value), value
-        )
-
-    def delete(self, key: bytes) -> bool:
-        """Delete a key; say whether it was there."""
-        return self._ask("delete", key, lambda: deleted(self._db, key))
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Put a key."""
-        self._ask("put", key, lambda: self._db.__setitem__(key, value), value)
 
     def popitem(self) -> None:
         """Delete some key. There is none: each of them is missing at that moment."""
-        with self._asks(
-            lambda at: {k: Operation("pop", None, at) for k in CONTESTED}
-        ) as at:
+        with self._asks() as told:
+            told.update(dict.fromkeys(CONTESTED, ("pop", None)))
             try:
                 key, value = self._db.popitem()
             except KeyError:
-                none = Operation("in", False, at, next(self._clock))
-                self.history += dict.fromkeys(CONTESTED, none).items()
+                told.update(dict.fromkeys(CONTESTED, ("in", False)))
             else:
-                operation = Operation("pop", value, at, next(self._clock))
-                self.history.append((key, operation))
+                told.clear()
+                told[key] = "pop", value
 
     def clear(self) -> None:
-        """Delete every key that there is, one after the other."""
-
-        def gone(at: int, returned: float = math.inf) -> dict[bytes, Operation]:
-            return dict.fromkeys(CONTESTED, Operation("put", None, at, returned))
-
-        with self._asks(gone) as at:
+        with self._asks() as told:
+            told.update(dict.fromkeys(CONTESTED, ("put", None)))
             self._db.clear()
-        self.history += gone(at, next(self._clock)).items()
 
     def change(self, changes: Changes) -> None:
         """Put or delete one key, or several of them in a batch."""
-        if len(changes) > 1:
-            self._batch(changes)
+        if len(changes) < 2:
+            for key, value in changes.items():
+                self.ask("delete" if value is None else "put", key, value)
             return
-        for key, value in changes.items():
-            if value is None:
-                self.delete(key)
-            else:
-                self.put(key, value)
-
-    def _batch(self, changes: Changes) -> None:
-        taken: dict[bytes, bytes | None] = {}
-
-        def made(at: int, returned: float = math.inf) -> dict[bytes, Operation]:
-            return {k: Operation("put", taken[k], at, returned) for k in taken}
-
-        with self._asks(made) as at, self._db.batch() as batch:
+        with self._asks() as told, self._db.batch() as batch:
             for key, value in changes.items():
                 if value is not None:
                     batch[key] = value
                 elif not self._ask("in", key, partial(deleted, batch, key)):
                     continue
-                taken[key] = value
-        self.history += made(at, next(self._clock)).items()
+                told[key] = "put", value
+
+
+CALLS: dict[Kind, Callable[[kvstore.Store, bytes, Any], Any]] = {
+    "get": lambda db, key, _: db.get(key),
+    "in": lambda db, key, _: key in db,
+    "pop": lambda db, key, _: db.pop(key, None),
+    "setdefault": lambda db, key, value: db.setdefault(key, value),
+    "delete": lambda db, key, _: deleted(db, key),
+    "put": lambda db, key, value: db.__setitem__(key, value),
+}
 
 
 def deleted(target: kvstore.Store | kvstore.Batch, key: bytes) -> bool:
@@ -440,7 +395,6 @@ class Picture(NamedTuple):
 
     @property
     def keys_alone(self) -> bool:
-        """Say whether the picture shows no values."""
         return True in self.shown.values()
 
     def reads(self, key: bytes) -> Operation:
@@ -478,7 +432,7 @@ class Scene:
     """A store, what threads do to it, and what they see."""
 
     def __init__(
-        self, subject: Subject, case: str, play: str, cast: Cast, schedule: Schedule
+        self, subject: Subject, case: str, play: str, cast: Cast, schedule: Free | Turns
     ) -> None:
         self.subject, self._cast, self._schedule = subject, cast, schedule
         _, sync, seed = case.split()
@@ -505,7 +459,6 @@ class Scene:
         self.keys = [*CONTESTED, *self.accounts, *own]
 
     def _chance(self, name: str) -> random.Random:
-        """Return the randomness of one thread."""
         return random.Random(f"{self._seed} {name}")
 
     def _witness(self) -> Witness:
@@ -514,7 +467,6 @@ class Scene:
         return witness
 
     def broken(self, breach: Breach, state: str) -> Broken:
-        """Return the error for a promise that broke here."""
         return Broken(breach, f"seed {self._seed}, {self.plot}: {state}", self._case)
 
     def prepare(self) -> None:
@@ -589,18 +541,19 @@ class Scene:
                 if way == "change":
                     witness.change(changes)
                 elif way == "pop":
-                    witness.pop(key)
+                    witness.ask("pop", key)
                 elif way == "setdefault":
-                    witness.setdefault(key, f"{name}, {serial}, at last".encode())
+                    value = f"{name}, {serial}, at last".encode()
+                    witness.ask("setdefault", key, value)
                 else:
                     getattr(witness, way)()
-            witness.get(chance.choice(CONTESTED))
+            witness.ask("get", chance.choice(CONTESTED))
 
     def _read(self, name: str) -> None:
         chance, witness = self._chance(name), self._witness()
         for _ in range(self._cast.reads):
-            ask = chance.choice((witness.get, witness.get, witness.look))
-            ask(chance.choice(self.keys))
+            kind: Kind = chance.choice(("get", "get", "in"))
+            witness.ask(kind, chance.choice(self.keys))
 
     def _keep(self, diary: Diary, name: str) -> None:
         chance, witness = self._chance(name), self._witness()
@@ -615,11 +568,9 @@ class Scene:
             source, target = chance.sample(ACCOUNTS, 2)
             share = chance.choice((1.0, chance.random()))
             with self._bank, self._space():  # nothing is promised between get and batch
-                had, gets = amount(witness.get(source)), amount(witness.get(target))
+                had, has = (amount(witness.ask("get", k)) for k in (source, target))
                 moved = round(had * share)
-                witness.change(
-                    {source: money(had - moved), target: money(gets + moved)}
-                )
+                witness.change({source: money(had - moved), target: money(has + moved)})
 
     def _take_pictures(self, name: str) -> None:
         ways: dict[str, Look] = {
@@ -648,9 +599,8 @@ class Scene:
         begun = [len(diary.states) for diary in self.diaries]
         windows = list(map(range, done, begun))
         shown = dict(iterator)
-        self.pictures.append(
-            Picture(breach, way, shown, length, invoked, returned, windows)
-        )
+        picture = Picture(breach, way, shown, length, invoked, returned, windows)
+        self.pictures.append(picture)
 
     def _compact(self, name: str) -> None:
         chance = self._chance(name)
@@ -661,9 +611,8 @@ class Scene:
     def _look_after_it(self, name: str) -> None:
         chance = self._chance(name)
         for _ in self._passes():
-            chance.choice(
-                (self.db.sync, self.db.sync, self._verify, self._ask_for_more)
-            )()
+            ways = (self.db.sync, self.db.sync, self._verify, self._ask_for_more)
+            chance.choice(ways)()
 
     def _verify(self) -> None:
         damage, torn = self.subject.damage(self.db), self.subject.torn_tail(self.db)
@@ -783,13 +732,11 @@ def check_histories(scene: Scene, beside: bool) -> None:
     histories, which have the changes in common.
     """
     pictures = [
-        each
-        for each in scene.pictures
-        if each.way.startswith(A_READER_BESIDE) == beside
+        picture
+        for picture in scene.pictures
+        if picture.way.startswith(A_READER_BESIDE) == beside
     ]
-    histories = {
-        key: [picture.reads(key) for picture in pictures] for key in scene.keys
-    }
+    histories = {key: [each.reads(key) for each in pictures] for key in scene.keys}
     for witness in scene.witnesses:
         for key, operation in witness.history:
             if not beside or operation.kind not in ("get", "in"):
@@ -804,7 +751,6 @@ PLAYS = 200  # short ones in a case of turns
 
 
 def scenes(subject: Subject, case: str, turns: Turns | None = None) -> Iterator[Scene]:
-    """Yield what a case consists of."""
     schedule, _, seed = case.split()
     if schedule == "free":
         yield Scene(subject, case, "", CROWD, Free())
@@ -815,7 +761,6 @@ def scenes(subject: Subject, case: str, turns: Turns | None = None) -> Iterator[
 
 
 def check(played: Iterable[Scene]) -> Tally:
-    """Let the threads of some scenes run, and check all that they saw."""
     tally = Tally()
     for scene in played:
         scene.prepare()
@@ -825,14 +770,12 @@ def check(played: Iterable[Scene]) -> Tally:
             check_picture(scene, picture)
         for beside in (False, True):
             check_histories(scene, beside)
-        tally.count(
-            "operations of threads*", sum(each.asked for each in scene.witnesses)
-        )
+        asked = sum(each.asked for each in scene.witnesses)
+        tally.count("operations of threads*", asked)
         tally.count("pictures of the store*", len(scene.pictures))
         tally.count("histories of keys", len(scene.keys))
     return tally
 
 
 def run(subject: Subject, case: str) -> Tally:
-    """Let the threads of a case run, and check all that they saw."""
     return check(scenes(subject, case))
