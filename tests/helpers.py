@@ -176,6 +176,17 @@ def refusals(db: kvstore.Store) -> dict[str, Callable[[], object]]:
     }
 
 
+def all_raise(
+    attempts: Mapping[str, Callable[[], object]], error: type[Exception], *words: str
+) -> None:
+    """See that each of some attempts is such an error, and that it has these words in it."""
+    for name, attempt in attempts.items():
+        with pytest.raises(error) as caught:
+            pytest.fail(f"{name} is let through: {attempt()!r}")
+        for each in words:
+            assert each in str(caught.value), f"{name}: the error says nothing of it"
+
+
 # --- the parts of a store ----------------------------------------------------------------
 
 

@@ -33,6 +33,9 @@ SYSTEM_MODULES = {
     *("tempfile", "glob", "fileinput", "socket", "subprocess", "signal", "select"),
     *("multiprocessing", "ctypes", "resource", "pwd", "platform", "dbm", "sqlite3"),
 }
+# What runs a stranger's code, or is salted in every process (pitfalls 8 and 9).
+STRANGE_MODULES = {"pickle", "marshal", "shelve", "copyreg", "code", "importlib"}
+STRANGE_NAMES = {"hash", "eval", "exec", "compile", "__import__"}
 NAMES_OF_OS = {
     "opening": {"PathLike", "fsdecode"},
     "salvaging": {"fsdecode"},
@@ -90,9 +93,15 @@ def test_a_module_is_short_and_imports_run_downwards_only(module: str) -> None:
 
 
 @every_module
-def test_the_package_needs_nothing_but_the_standard_library(module: str) -> None:
+def test_a_module_needs_the_standard_library_and_runs_no_strangers_code(
+    module: str,
+) -> None:
     sources = {source.split(".")[0] for source, _ in imports(module)}
     assert sources <= {"kvstore", *sys.stdlib_module_names}
+    nodes = ast.walk(TREES[module])
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    assert not sources & STRANGE_MODULES, "it runs a stranger's code"
+    assert not used & STRANGE_NAMES, "it uses what must not be stored"
 
 
 @every_module
