@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 import kvstore
 import kvstore.index
+from kvstore.filesystem import FileSystem
 from kvstore.index import GONE, STEP, Index
 from kvstore.store import LogStore
 from tests.disks import NO_SYNC, PATIENCE, FaultyFileSystem
@@ -31,7 +33,7 @@ from tests.helpers import (
 )
 
 
-def log_store(path: Path, filesystem: FaultyFileSystem) -> LogStore:
+def log_store(path: Path, filesystem: FileSystem) -> LogStore:
     """Open a store whose parts a test looks at."""
     db = kvstore.open(path, filesystem=filesystem)
     assert isinstance(db, LogStore)
@@ -156,57 +158,64 @@ def test_an_iteration_that_has_waited_for_a_close_says_so(
     assert found in (None, {b"ada"}), "a store that is closed passes for an empty one"
 
 
+def is_free(lock: threading.RLock) -> bool:
+    """Say whether another thread could take a lock."""
+    taken: list[bool] = []
+
+    def take() -> None:
+        taken.append(lock.acquire(blocking=False))
+        if taken[0]:
+            lock.release()
+
+    elsewhere(take)
+    return taken[0]
+
+
 def test_nobody_writes_while_the_oldest_moment_is_looked_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it looks through must not change meanwhile."""
-    with kvstore.open(path, segment_bytes=50, filesystem=NO_SYNC) as db:
-        assert isinstance(db, LogStore)
-        writing = db._log.writing
-        free: list[bool] = []
-        oldest_moment = db._log.index.oldest_moment
+    db = log_store(path, NO_SYNC)
+    free: list[bool] = []
+    oldest_moment = db._log.index.oldest_moment
 
-        def come_in() -> None:
-            free.append(writing.acquire(blocking=False))
-            if free[-1]:
-                writing.release()
+    def look() -> float:
+        free.append(is_free(db._log.writing))
+        return oldest_moment()
 
-        def look() -> float:
-            elsewhere(come_in)
-            return oldest_moment()
-
-        monkeypatch.setattr(db._log.index, "oldest_moment", look)
-        db.update({b"ada": b"1" * 60, b"alan": b"1912"})
-        db.compact()
-        assert free
-        assert not any(free), "another thread could have changed it"
+    monkeypatch.setattr(db._log.index, "oldest_moment", look)
+    db.update({b"ada": b"1", b"alan": b"1912"})
+    db[b"ada"] = b"2"
+    db.compact()
+    db.close()
+    assert free
+    assert not any(free), "another thread could have changed it"
 
 
-def test_nobody_writes_while_a_change_is_decided(path: Path) -> None:
-    """`pop` and `setdefault` look first, and nothing may change before they have written."""
-    with kvstore.open(path, filesystem=NO_SYNC) as db:
-        assert isinstance(db, LogStore)
+CHANGES: dict[str, Callable[[LogStore], object]] = {
+    "setdefault": lambda db: db.setdefault(b"grace", b"1906"),
+    "pop": lambda db: db.pop(b"ada"),  # the value is read in the lock too
+    "popitem": lambda db: db.popitem(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_nobody_writes_while_a_change_is_decided(
+    path: Path, change: Callable[[LogStore], object]
+) -> None:
+    """These look first, and nothing may change before they have written."""
+    with log_store(path, NO_SYNC) as db:
         db.update({b"ada": b"1815", b"alan": b"1912"})
-        writing, index = db._log.writing, db._index
         free: list[bool] = []
-        get = index.get
-
-        def come_in() -> None:
-            free.append(writing.acquire(blocking=False))
-            if free[-1]:
-                writing.release()
+        get = db._index.get
 
         def look(key: bytes) -> int | None:
-            elsewhere(come_in)
+            free.append(is_free(db._log.writing))
             return get(key)
 
-        index.get = look
-        db.setdefault(b"grace", b"1906")
-        assert free == [False] * len(free) != [], "`setdefault`"
-        free.clear()
-        db.pop(b"ada")
-        # The value is read in the lock too.
-        assert free == [False] * len(free) != [], "`pop`"
+        db._index.get = look
+        change(db)
+        assert free == [False] * len(free) != [], "another thread could have changed it"
 
 
 def test_others_write_while_a_new_segment_becomes_durable(path: Path) -> None:
