@@ -12,7 +12,7 @@ import pytest
 import kvstore
 from kvstore.simdisk import SimulatedDisk
 from tests.disks import PATIENCE, Faults, FaultyFileSystem
-from tests.helpers import Process, disk_broken, read, segments, watermark_of
+from tests.helpers import Process, disk_broken, read, segments, synced_bytes
 
 HOUR = 3600.0
 BLINK = 0.01
@@ -87,9 +87,7 @@ def test_a_process_that_ends_without_a_close_syncs_first(path: Path) -> None:
     with Process(code, path) as other:
         assert other.line() == "done"
         other.popen.wait(PATIENCE)
-    watermark = watermark_of(path)
-    assert watermark is not None
-    assert watermark.synced.length == segments(path)[0].stat().st_size
+    assert synced_bytes(path) == segments(path)[0].stat().st_size
     assert read(path) == {b"ada": b"1815"}
 
 

@@ -14,6 +14,7 @@ from tests.helpers import (
     copy_of,
     disk_broken,
     disk_full,
+    even_store,
     files,
     flip,
     read,
@@ -27,9 +28,7 @@ from tests.helpers import (
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Return a closed store of six keys, two in each of its segments."""
-    with kvstore.open(tmp_path / "store", segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(6)})
-    return tmp_path / "store"
+    return even_store(tmp_path / "store")
 
 
 def salvaged(store: Path) -> tuple[kvstore.SalvageReport, Contents]:

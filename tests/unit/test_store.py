@@ -21,6 +21,8 @@ from tests.disks import FaultyFileSystem
 from tests.helpers import (
     FIRST,
     all_raise,
+    even_store,
+    extend,
     files,
     flip,
     read,
@@ -158,8 +160,7 @@ def test_a_store_that_nobody_holds_is_not_locked(path: Path) -> None:
 
 
 def test_verify_reads_everything_and_changes_nothing(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
+    with kvstore.open(even_store(path, 10)) as db:
         del db[b"3"]
         before, held = files(path), segments(path)
         found = db.verify()
@@ -171,8 +172,7 @@ def test_verify_reads_everything_and_changes_nothing(path: Path) -> None:
 
 
 def test_verify_says_where_each_damage_is(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
+    with kvstore.open(even_store(path, 10)) as db:
         first, last = segments(path)[0], segments(path)[-1]
         flip(first, SEGMENT_HEADER_BYTES + record_bytes(b"0", b"x" * 20) + 16, 0)
         flip(last, SEGMENT_HEADER_BYTES + 3, 7)
@@ -186,14 +186,10 @@ def test_verify_says_where_each_damage_is(path: Path) -> None:
 
 
 def test_verify_sees_what_does_not_belong_to_a_sealed_segment(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
-        db.sync()
-        segment = segments(path)[0]
-        with segment.open("ab") as file:
-            file.write(b"not a record")
+    with kvstore.open(even_store(path)) as db:
+        extend(segments(path)[0], b"not a record")
         found = db.verify()
-    assert [each.path for each in found.damage] == [str(segment)]
+    assert [each.path for each in found.damage] == [str(segments(path)[0])]
 
 
 def test_verify_and_get_notice_that_a_file_was_cut_short(path: Path) -> None:
