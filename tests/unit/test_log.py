@@ -146,26 +146,6 @@ def test_a_with_block_ends_with_its_own_error_or_with_the_refusal(
     kvstore.open(path).close()
 
 
-def test_threads_that_wait_for_an_fsync_that_fails_hear_of_it(path: Path) -> None:
-    filesystem = FaultyFileSystem()
-    db = kvstore.open(path, sync="always", filesystem=filesystem)
-    stop = filesystem.pause("sync", ".segment")
-    filesystem.fail("sync", disk_broken(), name=".segment")
-    first = Worker(lambda: db.__setitem__(b"first", b"1"))
-    assert stop.reached.wait(PATIENCE)
-    written = filesystem.pause("write", ".segment")
-    second = Worker(lambda: db.__setitem__(b"second", b"1"))
-    assert written.reached.wait(PATIENCE)
-    written.go_on.set()
-    stop.go_on.set()
-    with pytest.raises(OSError, match="Input/output error"):
-        first.done()
-    with pytest.raises(kvstore.WriteRefusedError):
-        second.done()
-    with pytest.raises(kvstore.WriteRefusedError):
-        db.close()
-
-
 @pytest.mark.parametrize("operation", ["write", "sync"])
 def test_an_error_of_a_disk_names_the_file(path: Path, operation: str) -> None:
     filesystem = FaultyFileSystem()
