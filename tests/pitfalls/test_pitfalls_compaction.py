@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -147,24 +146,7 @@ def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:
     assert numbers(path) == [leftover + 1], "one more than every number, empty or not"
 
 
-def test_pitfall_34_numbers_are_counted_and_no_clock_is_asked(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_clock(*_: object) -> float:
-        pytest.fail("the store asked a clock")
-
-    for name in ("time", "time_ns", "monotonic", "perf_counter", "localtime", "gmtime"):
-        monkeypatch.setattr(time, name, no_clock)
-    with kvstore.open(path, segment_bytes=100) as db:
-        for number in range(6):
-            db[b"%d" % number] = b"x" * 100
-        before = numbers(path)
-        del db[b"1"]
-        db.compact()
-        after = numbers(path)
-    monkeypatch.undo()
-    assert before == [1, 2, 3, 4, 5, 6]
-    assert after == [1, 3, 4, 5, 6, 8], "what is merged comes behind what is there"
+# 34, that numbers are counted and no clock is asked, see `test_layers` and `test_manifest`.
 
 
 def test_pitfall_35_a_reader_keeps_the_files_that_it_reads(path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.recovery
 from kvstore.record import RECORD_HEAD
 from kvstore.segment import SEGMENT_HEADER_BYTES, SegmentMeta
 from kvstore.simdisk import SimulatedDisk, no_fault

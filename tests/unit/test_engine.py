@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import shelve
 import sys
 from array import array
@@ -16,8 +14,6 @@ from typing import Any, cast
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from tests.helpers import all_raise, change, files, read, segments
 
 
@@ -220,14 +216,6 @@ def test_a_batch_is_entered_once_at_a_time(db: kvstore.Store) -> None:
             batch.__enter__()
         assert len(batch) == 1, "the outer changes are still there"
     assert db[b"outer"] == b"1"
-
-
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_store_can_not_be_copied(
-    db: kvstore.Store, way: Callable[[kvstore.Store], object]
-) -> None:
-    with pytest.raises(TypeError, match="open its path"):
-        way(db)
 
 
 def test_a_missing_key_raises_nothing_inside(db: kvstore.Store) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.index
 from kvstore.filesystem import FileSystem
 from kvstore.index import GONE, STEP, Index
 from kvstore.store import LogStore

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from kvstore.segment import SEGMENT_HEADER_BYTES
 from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 from tests.disks import PATIENCE, FaultyFileSystem

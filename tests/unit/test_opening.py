@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 import warnings
@@ -12,17 +13,8 @@ from typing import Any
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from kvstore.segment import SEGMENT_HEADER_BYTES
-from tests.helpers import GOLDEN, Contents, files, flip, read, segments
-
-
-def test_flag_c_makes_a_store_and_keeps_the_one_that_is_there(path: Path) -> None:
-    with kvstore.open(path, "c") as db:
-        db[b"ada"] = b"1815"
-    with kvstore.open(path, "c") as db:
-        assert dict(db) == {b"ada": b"1815"}, "c keeps what is there"
+from tests.helpers import GOLDEN, Contents, even_store, files, flip, read, segments
 
 
 @pytest.mark.parametrize("flag", ["r", "w"])
@@ -37,60 +29,52 @@ def test_flags_r_and_w_make_nothing(path: Path, flag: kvstore.Flag) -> None:
     assert files(path) == {}, "an empty directory stays empty"
 
 
-def test_flag_n_begins_with_an_empty_store(path: Path) -> None:
-    with kvstore.open(path, "n", segment_bytes=50) as db:
-        db.update({b"%d" % number: b"x" * 30 for number in range(5)})
-        assert len(segments(path)) > 2
+@pytest.mark.parametrize("name", ["", "MANIFEST", "00000001.segment", "MARK"])
+def test_flag_n_begins_anew_also_where_a_store_is_damaged(
+    path: Path, name: str
+) -> None:
+    even_store(path)
+    if name:
+        flip(path / name, 20, 3)
     with kvstore.open(path, "n") as db:
         assert dict(db) == {}, "n begins with nothing"
         db[b"new"] = b"1"
-    assert read(path) == {b"new": b"1"}
+    with kvstore.open(path, "c") as db:
+        assert dict(db) == {b"new": b"1"}, "c keeps what is there"
     assert len(segments(path)) == 1, "the old segments are gone"
 
 
-@pytest.mark.parametrize("name", ["MANIFEST", "00000001.segment", "MARK"])
-def test_flag_n_begins_anew_where_a_store_is_damaged(path: Path, name: str) -> None:
-    with kvstore.open(path) as db:
-        db[b"ada"] = b"1815"
-    flip(path / name, 20, 3)
-    with kvstore.open(path, "n") as db:
-        db[b"new"] = b"1"
-    assert read(path) == {b"new": b"1"}
-
-
-@pytest.mark.parametrize("flag", ["x", "", "rw", "R", None])
-def test_a_wrong_flag_is_told_the_right_ones(path: Path, flag: Any) -> None:
-    with pytest.raises(ValueError, match=r'"r" reads.*"w".*"c".*"n"'):
-        kvstore.open(path, flag)
-    assert not path.exists(), "nothing is made"
-
-
-@pytest.mark.parametrize(
-    "sync",
-    [
+RIGHT = {
+    "flag": r'"r" reads.*"w".*"c".*"n"',
+    "sync": r'"os", "always" or a number of seconds',
+    "segment_bytes": r"whole number of bytes from 1 to 1,073",
+}
+WRONG: dict[str, list[Any]] = {
+    "flag": ["x", "", "rw", "R", None],
+    "sync": [
         "never",
         "",
+        b"os",
         None,
         True,
         False,
         0,
         -1,
         0.0,
-        *map(float, ("nan", "inf")),
-        b"os",
         1e12,
+        math.nan,
+        math.inf,
     ],
-)
-def test_a_wrong_sync_is_told_the_right_ones(path: Path, sync: Any) -> None:
-    with pytest.raises(ValueError, match=r'"os", "always" or a number of seconds'):
-        kvstore.open(path, sync=sync)
-    assert not path.exists(), "nothing is made"
+    "segment_bytes": [0, -1, (1 << 30) + 1, 1.5, "big", None],
+}
 
 
-@pytest.mark.parametrize("size", [0, -1, (1 << 30) + 1, 1.5, "big", None])
-def test_a_wrong_segment_size_is_told_the_right_ones(path: Path, size: Any) -> None:
-    with pytest.raises(ValueError, match=r"whole number of bytes from 1 to 1,073"):
-        kvstore.open(path, segment_bytes=size)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_told_the_right_ones(path: Path, name: str) -> None:
+    for value in WRONG[name]:
+        wrong: dict[str, Any] = {name: value}
+        with pytest.raises(ValueError, match=RIGHT[name]):
+            pytest.fail(f"{wrong} is taken: {kvstore.open(path, **wrong)}")
     assert not path.exists(), "nothing is made"
 
 

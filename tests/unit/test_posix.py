@@ -17,7 +17,7 @@ import kvstore
 from kvstore.filesystem import Directory, File
 from kvstore.posix import DISK, PosixFileSystem, most_open
 from tests.disks import FaultyFileSystem
-from tests.helpers import ROOT, Process, folder, in_a_fork
+from tests.helpers import ROOT, Process, folder
 
 
 @pytest.fixture
@@ -151,24 +151,6 @@ def test_the_files_to_keep_open_are_a_share_of_those_that_may_be(
     for allowed, most in ((256, 64), (1024, 256), (10**6, 4096), (4, 8), (-1, 4096)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, a=allowed: (a, a))
         assert most_open() == most, f"of {allowed}"
-
-
-class Owner:
-    """Something that a child must not go on using."""
-
-    disowned_in = 0
-
-    def disown(self) -> None:
-        """Note in which process this was called."""
-        self.disowned_in = os.getpid()
-
-
-def test_who_asked_is_told_in_every_forked_child_and_nowhere_else() -> None:
-    owner = Owner()
-    DISK.tell_children(owner)
-    answer = in_a_fork(lambda: str(owner.disowned_in == os.getpid()))
-    assert answer == "True", "it was not called in the child"
-    assert owner.disowned_in == 0, "it was called in the parent"
 
 
 OLDER_PROGRAM = """

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.recovery
 from kvstore.index import IndexBuilder
 from kvstore.posix import DISK
 from kvstore.record import CONTINUED, DELETE, PUT

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from kvstore.segment import SEGMENT_HEADER_BYTES
 from kvstore.store import LogStore
 from tests.disks import FaultyFileSystem
@@ -25,7 +23,6 @@ from tests.helpers import (
     extend,
     files,
     flip,
-    read,
     record_bytes,
     refusals,
     segments,
@@ -212,26 +209,6 @@ def test_verify_and_get_notice_that_a_file_was_cut_short(path: Path) -> None:
 
 
 # Moving ground
-
-
-def test_a_store_goes_on_when_its_directory_is_renamed_and_replaced(path: Path) -> None:
-    moved = path.with_name("moved")
-    with kvstore.open(path, segment_bytes=200) as db:
-        db[b"ada"] = b"1815"
-        path.rename(moved)
-        with kvstore.open(path) as other:
-            other[b"other"] = b"1"
-            for number in range(5):
-                db[b"%d" % number] = bytes(200)
-            with pytest.raises(kvstore.LockedError):
-                kvstore.open(moved)
-            db.compact()
-            db.sync()
-            assert dict(other) == {b"other": b"1"}
-        expected = dict(db)
-        assert db.verify().ok
-    assert read(moved) == expected
-    assert read(path) == {b"other": b"1"}
 
 
 def test_a_store_that_was_removed_says_so_at_sync_and_close(path: Path) -> None:
