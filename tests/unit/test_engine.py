@@ -55,12 +55,17 @@ def test_anything_but_bytes_is_a_type_error_with_advice(
     assert files(path) == before, "nothing was written"
 
 
-def test_popitem_takes_every_key_once(db: kvstore.Store, path: Path) -> None:
-    expected = dict(db)
-    taken = [db.popitem() for _ in range(3)]
-    assert taken[0] == (b"grace", b"1906"), "the key that was put last goes first"
-    assert dict(taken) == expected
-    assert read(path) == {}
+def test_pop_popitem_and_setdefault_are_those_of_a_mapping(
+    db: kvstore.Store, path: Path
+) -> None:
+    assert db.popitem() == (b"grace", b"1906"), "what was put last goes first"
+    assert db.setdefault(b"ada", b"else") == b"1815"
+    assert db.setdefault(b"bob", b"1") == b"1"
+    assert [db.pop(b"bob"), db.pop(b"bob", b"none")] == [b"1", b"none"]
+    with pytest.raises(KeyError, match="bob"):
+        db.pop(b"bob")
+    assert dict(db) == read(path) == {b"ada": b"1815", b"alan": b"1912"}
+    assert {db.popitem() for _ in range(2)} == {(b"ada", b"1815"), (b"alan", b"1912")}
     with pytest.raises(KeyError, match="empty"):
         db.popitem()
 

@@ -52,18 +52,8 @@ RIGHT = {
 WRONG: dict[str, list[Any]] = {
     "flag": ["x", "", "rw", "R", None],
     "sync": [
-        "never",
-        "",
-        b"os",
-        None,
-        True,
-        False,
-        0,
-        -1,
-        0.0,
-        1e12,
-        math.nan,
-        math.inf,
+        *("never", "", b"os", None, True, False),
+        *(0, -1, 0.0, 1e12, math.nan, math.inf),
     ],
     "segment_bytes": [0, -1, (1 << 30) + 1, 1.5, "big", None],
 }
