@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kvstore.filesystem import Budget, Directory, File, FileSystem
 from kvstore.posix import DISK, PosixFileSystem
-from kvstore.simdisk import Operation, SimulatedDisk, no_fault, no_watch
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 PATIENCE = 30.0  # seconds after which a test that waits for a thread gives up
 
@@ -233,46 +232,13 @@ CHANGES = frozenset(
     {"create", "write", "truncate", "sync", "sync_directory", "rename", "remove"}
 )
 PATH = "store"
-Disk = TypeVar("Disk", bound=SimulatedDisk)
 STATES = 12  # drawn where a power cut may leave more than so many
-
-
-class Died(BaseException):
-    """The machine stopped at this call. Nothing of ours handles it, as nothing could."""
 
 
 def on_a_disk(directory: Path) -> SimulatedDisk:
     """Return a disk that holds the files of a directory as `PATH`, all of them safe."""
     held = {f"{PATH}/{each.name}": each.read_bytes() for each in directory.iterdir()}
     return SimulatedDisk({f"{PATH}/": b"", **held})
-
-
-def stops(disk: SimulatedDisk, number: int, work: Callable[[], object]) -> str:
-    """Do some work on a machine that stops at change `number`: where; "" if it does not.
-
-    A write gets through by half, anything else not at all.
-    """
-    changes = itertools.count(1)
-
-    def die(operation: Operation) -> None:
-        raise Died(f"at {operation}")
-
-    def fault(operation: Operation) -> int | None:
-        if operation.name not in CHANGES or next(changes) < number:
-            return None
-        if operation.name != "write":
-            die(operation)
-        disk.watch = die
-        return operation.length // 2
-
-    disk.fault = fault
-    try:
-        work()
-    except Died as death:
-        return str(death)
-    finally:
-        disk.fault, disk.watch = no_fault, no_watch
-    return ""
 
 
 def remains(disk: SimulatedDisk) -> Iterator[tuple[str, SimulatedDisk]]:
@@ -283,18 +249,21 @@ def remains(disk: SimulatedDisk) -> Iterator[tuple[str, SimulatedDisk]]:
         yield f"power lost; {cut.describe(picks)}", SimulatedDisk(image)
 
 
-def machines_that_stop(
-    prepare: Callable[[], Disk], work: Callable[[Disk], object]
-) -> Iterator[tuple[str, SimulatedDisk]]:
-    """Do some work on a machine that stops at its first change, its second, and so on.
+def moments(
+    disk: SimulatedDisk, work: Callable[[], object]
+) -> list[tuple[str, SimulatedDisk]]:
+    """Do some work; return what is left if the machine stops at any change, or at the end."""
+    found: list[tuple[str, SimulatedDisk]] = []
 
-    Yields what may be left each time, and in the end what is left when it did not stop.
-    """
-    for number in itertools.count(1):
-        disk = prepare()
-        where = stops(disk, number, lambda: work(disk))  # noqa: B023
-        for what, left in remains(disk):
-            yield f"{where or 'the end'}, {what}", left
-        if not where:
-            assert number > 8, "the work is meant to change something"
-            return
+    def look(operation: Operation | str) -> None:
+        if isinstance(operation, str) or operation.name in CHANGES:
+            found.extend(
+                (f"at {operation}, {how}", left) for how, left in remains(disk)
+            )
+
+    disk.fault = look
+    work()
+    disk.fault = no_fault
+    assert len(found) > 8, "the work is meant to change something"
+    look("the end")
+    return found

@@ -13,7 +13,7 @@ from kvstore.posix import DISK
 from kvstore.record import OVERHEAD_BYTES
 from kvstore.segment import SEGMENT_HEADER_BYTES, segment_name, segment_numbers
 from kvstore.simdisk import SimulatedDisk
-from tests.disks import PATH, FaultyFileSystem, machines_that_stop
+from tests.disks import PATH, FaultyFileSystem, moments
 from tests.helpers import (
     THIRD,
     copy_of,
@@ -95,27 +95,16 @@ def test_pitfall_31_the_sequence_number_decides(path: Path, order: list[int]) ->
     assert read(path) == expected
 
 
-OLD = {b"0": b"2" * 20, b"1": b"1" * 20, b"2": b"4" * 20}  # what `full` puts last
-
-
-class Busy(SimulatedDisk):
-    """A disk with an open store that is worth a compaction, all of it safe."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.db = kvstore.open(PATH, segment_bytes=100, filesystem=self)
-        for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
-            self.db[key] = b"%d" % number * 20
-        self.db.sync()
-
-
 def test_pitfall_32_a_crash_leaves_the_store_before_or_after_the_compaction() -> None:
-    expected = OLD | {b"3": b"5" * 20}
-    for where, left in machines_that_stop(Busy, lambda disk: disk.db.compact()):
+    disk, expected = SimulatedDisk(sector_bytes=16), {}
+    db = kvstore.open(PATH, segment_bytes=100, filesystem=disk)
+    for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
+        db[key] = expected[key] = b"%d" % number * 20
+    db.sync()
+    for where, left in moments(disk, db.compact):
         assert recovered(PATH, left) == expected, where
-        named = numbers(PATH, left)
         there = segment_numbers(folder(PATH, left).names())
-        assert there == sorted(named), f"{where}: leftovers stay"
+        assert there == sorted(numbers(PATH, left)), f"{where}: leftovers stay"
 
 
 def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.disks import (
     PATH,
     Faults,
     FaultyFileSystem,
-    machines_that_stop,
+    moments,
     on_a_disk,
     remains,
 )
@@ -53,11 +53,6 @@ def put_records(db: kvstore.Store, path: Path, *keys: bytes) -> list[int]:
         db[key] = b"value of " + key
     assert len(segments(path)) == 1, "one segment is meant to do"
     return starts
-
-
-def open_on(disk: SimulatedDisk) -> None:
-    """Open the store on a disk, and leave it as a crash would."""
-    kvstore.open(PATH, filesystem=disk)
 
 
 def test_pitfall_19_no_key_is_indexed_whose_checksum_is_wrong(path: Path) -> None:
@@ -130,8 +125,8 @@ def test_pitfall_22_a_disk_that_fails_is_no_damage(path: Path, sealed: bool) -> 
 
 def test_pitfall_23_recovery_that_dies_can_be_run_again(path: Path) -> None:
     expected = torn_store(path)
-    machines = machines_that_stop(lambda: on_a_disk(path), open_on)
-    for where, left in machines:
+    disk = on_a_disk(path)
+    for where, left in moments(disk, lambda: kvstore.open(PATH, filesystem=disk)):
         assert recovered(PATH, left) == expected, where
         kept = [raw for name, raw in left.image().items() if ".cut-" in name]
         assert any(b"torn" in raw for raw in kept), f"{where}: a tail is lost"
@@ -208,7 +203,8 @@ def test_pitfall_25_a_mark_that_is_stale_or_damaged_is_only_too_modest(
 
 
 def test_pitfall_27_a_store_whose_making_was_interrupted_is_made_anew() -> None:
-    for where, left in machines_that_stop(SimulatedDisk, open_on):
+    disk = SimulatedDisk()
+    for where, left in moments(disk, lambda: kvstore.open(PATH, filesystem=disk)):
         try:
             assert read(PATH, left) == {}, f"{where}: nothing was put yet"
         except kvstore.StoreNotFoundError:
