@@ -19,7 +19,7 @@ import kvstore
 from kvstore.posix import DISK
 from kvstore.segment import SEGMENT_HEADER_BYTES, segment_name
 from kvstore.simdisk import SimulatedDisk
-from tests.disks import CHANGES, NO_SYNC, PATH, PATIENCE, FaultyFileSystem
+from tests.disks import CHANGES, PATH, PATIENCE, FaultyFileSystem
 from tests.helpers import (
     FIRST,
     SECOND,
@@ -115,16 +115,7 @@ def test_pitfall_11_what_can_not_be_cut_back_ends_the_writes(tmp_path: Path) -> 
         assert db.torn_tail is not None
 
 
-def test_pitfall_12_a_put_that_returned_outlives_the_process(tmp_path: Path) -> None:
-    """Every record is in the kernel when its put returns, none in this process."""
-    db = kvstore.open(tmp_path / "store", filesystem=NO_SYNC)
-    expected = {}
-    for n in range(5):
-        db[b"%d" % n] = expected[b"%d" % n] = bytes(n)
-        assert read(tmp_path / "store") == expected, "a put waits in a buffer"
-    put_batch(db)
-    assert len(read(copy_of(tmp_path / "store"))) == 7
-    db.close()
+# That nothing waits in a buffer of the process, see `sync="os"` in `test_log`.
 
 
 # 13: fsync retried after an error

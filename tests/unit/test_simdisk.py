@@ -48,11 +48,8 @@ def raises(number: int, work: Callable[[], object]) -> None:
 def test_an_image_goes_in_and_comes_out(disk: SimulatedDisk) -> None:
     assert disk.image() == IMAGE
     assert SimulatedDisk().image() == {}
-    assert SimulatedDisk({"d/a/f": b"F"}).image() == {
-        "d/": b"",
-        "d/a/": b"",
-        "d/a/f": b"F",
-    }
+    image = SimulatedDisk({"d/a/f": b"F"}).image()
+    assert image == {"d/": b"", "d/a/": b"", "d/a/f": b"F"}
 
 
 def test_a_map_is_a_copy(disk: SimulatedDisk, directory: Directory) -> None:
@@ -151,32 +148,24 @@ def test_a_watch_sees_the_call_done(disk: SimulatedDisk, directory: Directory) -
 
 
 def test_descriptors_are_counted_until_all_let_go(disk: SimulatedDisk) -> None:
-    assert disk.open_descriptors() == 0
+    def left() -> int:
+        gc.collect()
+        return disk.open_descriptors()
+
     directory = disk.open_directory("d")
-    file, lock = directory.open("f"), directory.lock("LOCK")
-    assert disk.open_descriptors() == 3
-    held = [file]
-    lock.release()
-    del file, lock
-    gc.collect()
-    assert disk.open_descriptors() == 2
-    held.clear()
-    del directory
-    gc.collect()
-    assert disk.open_descriptors() == 0
-
-
-def test_a_lock_keeps_its_directory_open(disk: SimulatedDisk) -> None:
-    lock = disk.open_directory("d").lock("LOCK")
-    gc.collect()
-    assert disk.open_descriptors() == 2
+    held = [directory.open("f")]
+    lock = directory.lock("LOCK")
+    assert left() == 3
     with pytest.raises(LockedError):
         disk.open_directory("d").lock("LOCK")
-    gc.collect()
-    assert disk.open_descriptors() == 2, "a lock that failed has kept a descriptor"
+    assert left() == 3, "a lock that failed has kept a descriptor"
+    del directory
+    assert left() == 3, "a lock keeps its directory open"
     lock.release()
-    assert disk.open_descriptors() == 0, "a lock that was released has kept one"
     lock.release()
+    assert left() == 1, "a lock that was released has kept one"
+    held.clear()
+    assert left() == 0
 
 
 def test_what_needs_a_descriptor_fails_when_there_is_none_left(
