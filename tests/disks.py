@@ -122,6 +122,10 @@ class Faults:
             if not names or each.name in names
         ]
 
+    def fsyncs(self) -> int:
+        """Return how often a segment was synced so far."""
+        return sum(".segment" in call for call in self.log("sync"))
+
     def forget(self) -> None:
         """Begin the list of calls anew."""
         self.operations.clear()

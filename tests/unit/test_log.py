@@ -26,25 +26,20 @@ from tests.helpers import (
 )
 
 
-def fsyncs(filesystem: FaultyFileSystem) -> int:
-    """Return how often a segment was synced so far."""
-    return sum(".segment" in call for call in filesystem.log("sync"))
-
-
 def test_sync_os_leaves_the_disk_to_the_system_until_it_is_asked(path: Path) -> None:
     filesystem = FaultyFileSystem()
     with kvstore.open(path, filesystem=filesystem) as db:
-        opened = fsyncs(filesystem)
+        opened = filesystem.fsyncs()
         for changes in {b"ada": b"1815"}, {b"ada": None}, {b"alan": b"1", b"bob": b"2"}:
             change(db, changes)
             assert read(path) == dict(db), "a change waits in a buffer of the process"
-        assert fsyncs(filesystem) == opened, "a put waits for no disk"
+        assert filesystem.fsyncs() == opened, "a put waits for no disk"
         db.sync()
-        assert fsyncs(filesystem) == opened + 1, "sync waits for the disk"
+        assert filesystem.fsyncs() == opened + 1, "sync waits for the disk"
         db.sync()
-        assert fsyncs(filesystem) == opened + 1, "there was nothing left to wait for"
+        assert filesystem.fsyncs() == opened + 1, "there was nothing left to wait for"
         db[b"bob"] = b"1"
-    assert fsyncs(filesystem) == opened + 2, "close leaves nothing unsynced"
+    assert filesystem.fsyncs() == opened + 2, "close leaves nothing unsynced"
 
 
 def test_sync_always_has_every_change_on_the_disk_when_it_returns(path: Path) -> None:
@@ -67,7 +62,7 @@ def test_sync_always_has_every_change_on_the_disk_when_it_returns(path: Path) ->
 def test_threads_that_wait_together_share_one_fsync(path: Path) -> None:
     filesystem, count = FaultyFileSystem(), 20
     with kvstore.open(path, sync="always", filesystem=filesystem) as db:
-        before = fsyncs(filesystem)
+        before = filesystem.fsyncs()
         first_sync = filesystem.pause("sync", ".segment")
         workers = [Worker(lambda: db.__setitem__(b"first", b"1"))]
         assert first_sync.reached.wait(PATIENCE)
@@ -78,7 +73,7 @@ def test_threads_that_wait_together_share_one_fsync(path: Path) -> None:
         assert last_write.reached.wait(PATIENCE), (
             "puts go on while an fsync is waited for"
         )
-        assert fsyncs(filesystem) == before + 1, "nobody starts another one meanwhile"
+        assert filesystem.fsyncs() == before + 1, "nobody starts another one meanwhile"
         assert all(worker.is_alive() for worker in workers), (
             "none returns before its change is on the disk"
         )
@@ -86,7 +81,7 @@ def test_threads_that_wait_together_share_one_fsync(path: Path) -> None:
         last_write.go_on.set()
         for worker in workers:
             worker.done()
-        assert fsyncs(filesystem) == before + 2, f"{count} threads share one fsync"
+        assert filesystem.fsyncs() == before + 2, f"{count} threads share one fsync"
         assert len(db) == count + 1
 
 

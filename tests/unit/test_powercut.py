@@ -151,9 +151,9 @@ a new file may be missing
 : create d/f
 d/ | d/ d/f
 
-a new file is there when its directory is synced
-: create d/f, sync d/
-d/ d/f
+an fsync of the directory settles all its names
+d/new=N d/f=O d/gone=G: create d/a, rename d/new f, remove d/gone, sync d/
+d/ d/a d/f=N
 
 names arrive in any order
 : create d/a, create d/b
@@ -166,10 +166,6 @@ d/ d/f=F | d/
 a rename is done or lost, and the target is always there
 d/new=new. d/f=old.: rename d/new f
 d/ d/f=old. d/new=new. | d/ d/f=new.
-
-a rename is settled by an fsync of the directory
-d/new=new. d/f=old.: rename d/new f, sync d/
-d/ d/f=new.
 
 of two renames the second may arrive alone, and no name leads to another file
 d/new=N d/f=O: rename d/new f, rename d/f g

@@ -80,16 +80,6 @@ def test_a_closed_store_says_so(path: Path) -> None:
     assert files(path) == before, "nothing was written"
 
 
-@pytest.mark.parametrize("flag", ["c", "r"])
-def test_a_with_block_closes_and_close_again(path: Path, flag: kvstore.Flag) -> None:
-    kvstore.open(path).close()
-    with kvstore.open(path, flag) as db:
-        assert len(db) == 0
-    db.close()
-    with pytest.raises(kvstore.ClosedError):
-        len(db)
-
-
 def test_a_store_opened_read_only_takes_no_writes(path: Path) -> None:
     with kvstore.open(path) as db:
         db.update({b"ada": b"1815", b"alan": b"1912"})
@@ -101,6 +91,9 @@ def test_a_store_opened_read_only_takes_no_writes(path: Path) -> None:
         assert dict(db) == {b"ada": b"1815", b"alan": b"1912"}
         db.sync()
     assert files(path) == before
+    db.close()
+    with pytest.raises(kvstore.ClosedError):
+        len(db)
 
 
 def test_a_reader_that_meets_a_compaction_reads_what_came_of_it(path: Path) -> None:
@@ -143,14 +136,6 @@ def test_a_store_that_could_not_be_opened_is_not_locked(path: Path) -> None:
     segments(path)[0].write_bytes(whole)
     kvstore.open(path).close()
     del kept  # held until here, as a shell holds the last error
-
-
-def test_a_store_that_nobody_holds_is_not_locked(path: Path) -> None:
-    db = kvstore.open(path)
-    db[b"ada"] = b"1815"
-    del db
-    with kvstore.open(path) as db:
-        assert dict(db) == {b"ada": b"1815"}
 
 
 # Verify
