@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,15 @@ import kvstore
 def path(tmp_path: Path) -> Path:
     """Return the path of a store that is not there yet."""
     return tmp_path / "store"
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Let nothing be freed but what nobody holds."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shelve
 import sys
 from array import array
@@ -221,6 +222,11 @@ def test_a_batch_is_entered_once_at_a_time(db: kvstore.Store) -> None:
             batch.__enter__()
         assert len(batch) == 1, "the outer changes are still there"
     assert db[b"outer"] == b"1"
+
+
+def test_a_store_can_not_be_copied(db: kvstore.Store) -> None:
+    with pytest.raises(TypeError, match="open its path"):
+        copy.copy(db)
 
 
 def test_a_missing_key_raises_nothing_inside(db: kvstore.Store) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,15 +41,6 @@ def test_each_refusal_is_an_error_of_its_own() -> None:
 
 class Canary:
     """Something that a caller holds."""
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Let nothing be freed but what nobody holds."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")
