@@ -1,4 +1,4 @@
-"""What every test can ask for: the path of a store, and an open store."""
+"""What every test can ask for: the path of a store, an open store, no collector."""
 
 from __future__ import annotations
 

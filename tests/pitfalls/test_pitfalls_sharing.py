@@ -153,35 +153,19 @@ def test_pitfall_39_a_child_takes_no_compaction_for_damage(path: Path) -> None:
         moving.done()
 
 
-class Children:
-    """Children that live until the test lets them go."""
-
-    def __init__(self) -> None:
-        self._wait, self._go = os.pipe()
-        self._pids: list[int] = []
-
-    def fork(self) -> None:
-        """Fork a child that holds all that this process holds, and does nothing."""
-        pid = os.fork()
-        if pid == 0:
-            os.close(self._go)
-            os.read(self._wait, 1)
-            os._exit(0)
-        self._pids.append(pid)
-
-    def end(self) -> None:
-        """Let all of them go, and wait until they are gone."""
-        os.close(self._go)
-        for pid in self._pids:
-            os.waitpid(pid, 0)
-        os.close(self._wait)
+def a_child() -> int:
+    """Fork a child that holds all that this process holds, and does nothing."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(PATIENCE))  # if nobody ends it
+        signal.pause()
+    return child
 
 
 def test_pitfall_39_a_lock_ends_with_close_for_children(
     db: kvstore.Store, path: Path
 ) -> None:
-    children = Children()
-    children.fork()
+    child = a_child()
     try:
         db.close()
         assert tried_elsewhere(path) == "opened"
@@ -189,25 +173,25 @@ def test_pitfall_39_a_lock_ends_with_close_for_children(
             assert len(again) == 3
             assert tried_elsewhere(path).startswith("locked: ")
     finally:
-        children.end()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_pitfall_39_a_lock_ends_with_its_process(path: Path) -> None:
     """Although a child lives on that has copies of its descriptors."""
-    children, (wait, ready) = Children(), os.pipe()
+    wait, ready = os.pipe()
     parent = os.fork()
     if parent == 0:
         with kvstore.open(path):
-            children.fork()
-            os.write(ready, b"1")
+            os.write(ready, b"%d" % a_child())
             signal.pause()
-    os.read(wait, 1)
+    child = int(os.read(wait, 20))
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     try:
         assert tried_elsewhere(path) == "opened", "the child holds its parent's lock"
     finally:
-        children.end()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_pitfall_39_a_child_waits_for_no_thread_of_its_parent(path: Path) -> None:
