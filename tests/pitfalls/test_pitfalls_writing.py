@@ -130,7 +130,7 @@ def full_store(directory: Path, filesystem: FaultyFileSystem) -> kvstore.Store:
     return db
 
 
-# Where an fsync fails: in which call, of a file or the directory, the first or the second.
+# Where an fsync fails: in which call, of a file or of the directory, and which of them.
 FAILING: dict[str, tuple[Callable[[kvstore.Store], object], str, str, int]] = {
     "sync": (lambda db: db.sync(), "sync", FIRST, 1),
     "the next segment": (lambda db: db.update({b"next": b""}), "sync", FIRST, 1),
@@ -141,7 +141,7 @@ FAILING: dict[str, tuple[Callable[[kvstore.Store], object], str, str, int]] = {
         2,
     ),
     "compact": (lambda db: db.compact(), "sync", FIRST, 1),
-    "the manifest of compact": (lambda db: db.compact(), "sync_directory", "store", 2),
+    "the manifest of compact": (lambda db: db.compact(), "sync_directory", "store", 4),
     "close": (lambda db: db.close(), "sync", FIRST, 1),
 }
 
@@ -168,6 +168,8 @@ def test_pitfall_13_after_a_failed_fsync_nothing_is_written_or_synced(
     if work is not FAILING["close"][0]:
         assert db[b"ada"] == b"1815", "reading has to go on"
         ways = refusals(db) | {"sync": db.sync, "close": db.close}
+        if operation == "sync_directory":
+            ways.pop("sync")  # all records may be on the disk, and it says so
         cause, advice = "Input/output error", "open it again"
         all_raise(ways, kvstore.WriteRefusedError, cause, advice)
     assert filesystem.log(*CHANGES) == [], "the store went on after a failed fsync"
