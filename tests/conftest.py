@@ -1,7 +1,8 @@
-"""What every test can ask for: the path of a store, and an open store."""
+"""What every test can ask for: the path of a store, an open store, no collector."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,15 @@ import kvstore
 def path(tmp_path: Path) -> Path:
     """Return the path of a store that is not there yet."""
     return tmp_path / "store"
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Let nothing be freed but what nobody holds."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

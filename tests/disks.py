@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from kvstore.filesystem import Budget, Bytes, Directory, File, FileSystem, Forked, Lock
+from kvstore.filesystem import Budget, Directory, File, FileSystem
 from kvstore.posix import DISK, PosixFileSystem
-from kvstore.simdisk import Operation, SimulatedDisk, no_fault, no_watch
+from kvstore.simdisk import Operation, SimulatedDisk, no_fault
 
 PATIENCE = 30.0  # seconds after which a test that waits for a thread gives up
 
@@ -123,17 +122,33 @@ class Faults:
             if not names or each.name in names
         ]
 
+    def fsyncs(self) -> int:
+        """Return how often a segment was synced so far."""
+        return sum(".segment" in call for call in self.log("sync"))
+
     def forget(self) -> None:
         """Begin the list of calls anew."""
         self.operations.clear()
 
 
+def noted(name: str, known_as: str = "") -> Any:
+    """Return a method that has a call noted, which may fail, and then makes it."""
+
+    def call(self: FaultyFileSystem | FaultyDirectory, *arguments: Any) -> Any:
+        self.note(known_as or name, self.about(*arguments))
+        return getattr(self.real, name)(*arguments)
+
+    return call
+
+
 class FaultyFileSystem(Faults, FileSystem):
     """Real files. Every call is noted first, with the file's name alone."""
 
+    real = DISK
+
     def __init__(self) -> None:
         super().__init__()
-        self._named: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self.pread = self._pread
         self.pwrite = self._pwrite
         self.budget = Budget(8)
@@ -144,22 +159,22 @@ class FaultyFileSystem(Faults, FileSystem):
         """Note a call, which may fail."""
         return self(Operation(name, Path(path).name, offset, length))
 
+    def about(self, what: str | File, *_: int) -> str:
+        """Return what a call is about: a path, or how a file is called."""
+        return what if isinstance(what, str) else self._names[what.descriptor]
+
     def named(self, name: str, file: File) -> File:
         """Remember how a file is called."""
-        self._named[file.descriptor] = name
+        self._names[file.descriptor] = name
         return file
 
     def _pread(self, descriptor: int, length: int, offset: int) -> bytes:
-        most = self.note("read", self._named[descriptor], offset, length)
+        most = self.note("read", self._names[descriptor], offset, length)
         return DISK.pread(descriptor, length if most is None else most, offset)
 
     def _pwrite(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
-        most = self.note("write", self._named[descriptor], offset, len(data))
+        most = self.note("write", self._names[descriptor], offset, len(data))
         return DISK.pwrite(descriptor, data[:most], offset)
-
-    def exists(self, path: str) -> bool:
-        self.note("exists", path)
-        return DISK.exists(path)
 
     def open_directory(self, path: str) -> Directory:
         self.note("open_directory", path)
@@ -171,74 +186,36 @@ class FaultyFileSystem(Faults, FileSystem):
         self.note("sync_directory", str(Path(path).parent))
         return FaultyDirectory(self, made)
 
-    def size(self, file: File) -> int:
-        self.note("size", self._named[file.descriptor])
-        return DISK.size(file)
-
-    def truncate(self, file: File, length: int) -> None:
-        self.note("truncate", self._named[file.descriptor])
-        DISK.truncate(file, length)
-
-    def map(self, file: File, length: int) -> Bytes:
-        self.note("map", self._named[file.descriptor])
-        return DISK.map(file, length)
-
-    def sync(self, file: File) -> None:
-        self.note("sync", self._named[file.descriptor])
-        DISK.sync(file)
-
-    def random_bytes(self, count: int) -> bytes:
-        return DISK.random_bytes(count)
-
-    def tell_children(self, owner: Forked) -> None:
-        DISK.tell_children(owner)
+    exists, size, truncate = noted("exists"), noted("size"), noted("truncate")
+    map, sync = noted("map"), noted("sync")
+    random_bytes, tell_children = DISK.random_bytes, DISK.tell_children
 
 
 class FaultyDirectory(Directory):
     """A real directory of a `FaultyFileSystem`."""
 
     def __init__(self, filesystem: FaultyFileSystem, real: Directory) -> None:
-        self._filesystem, self._real, self.path = filesystem, real, real.path
-        self._note = filesystem.note
+        self.filesystem, self.real, self.path = filesystem, real, real.path
+        self.note = filesystem.note
+
+    def about(self, *names: str) -> str:
+        """Return what a call is about: names in the directory, or the directory."""
+        return " ".join(names) or self.path
 
     def open(self, name: str, *, writable: bool = False) -> File:
-        self._note("open", name)
-        return self._filesystem.named(name, self._real.open(name, writable=writable))
+        self.note("open", name)
+        return self.filesystem.named(name, self.real.open(name, writable=writable))
 
     def create(self, name: str) -> File:
-        self._note("create", name)
-        return self._filesystem.named(name, self._real.create(name))
-
-    def rename(self, source: str, target: str) -> None:
-        self._note("rename", f"{source} {target}")
-        self._real.rename(source, target)
-
-    def remove(self, name: str) -> None:
-        self._note("remove", name)
-        self._real.remove(name)
-
-    def exists(self, name: str) -> bool:
-        self._note("exists", name)
-        return self._real.exists(name)
-
-    def names(self) -> list[str]:
-        self._note("names", self.path)
-        return self._real.names()
-
-    def sync(self) -> None:
-        self._note("sync_directory", self.path)
-        self._real.sync()
-
-    def is_removed(self) -> bool:
-        self._note("is_removed", self.path)
-        return self._real.is_removed()
+        self.note("create", name)
+        return self.filesystem.named(name, self.real.create(name))
 
     def close(self) -> None:
-        self._real.close()
+        self.real.close()
 
-    def lock(self, name: str) -> Lock:
-        self._note("lock", name)
-        return self._real.lock(name)
+    rename, remove, exists = noted("rename"), noted("remove"), noted("exists")
+    names, is_removed, lock = noted("names"), noted("is_removed"), noted("lock")
+    sync = noted("sync", "sync_directory")
 
 
 class NoSync(PosixFileSystem):
@@ -259,46 +236,13 @@ CHANGES = frozenset(
     {"create", "write", "truncate", "sync", "sync_directory", "rename", "remove"}
 )
 PATH = "store"
-Disk = TypeVar("Disk", bound=SimulatedDisk)
 STATES = 12  # drawn where a power cut may leave more than so many
-
-
-class Died(BaseException):
-    """The machine stopped at this call. Nothing of ours handles it, as nothing could."""
 
 
 def on_a_disk(directory: Path) -> SimulatedDisk:
     """Return a disk that holds the files of a directory as `PATH`, all of them safe."""
     held = {f"{PATH}/{each.name}": each.read_bytes() for each in directory.iterdir()}
     return SimulatedDisk({f"{PATH}/": b"", **held})
-
-
-def stops(disk: SimulatedDisk, number: int, work: Callable[[], object]) -> str:
-    """Do some work on a machine that stops at change `number`: where; "" if it does not.
-
-    A write gets through by half, anything else not at all.
-    """
-    changes = itertools.count(1)
-
-    def die(operation: Operation) -> None:
-        raise Died(f"at {operation}")
-
-    def fault(operation: Operation) -> int | None:
-        if operation.name not in CHANGES or next(changes) < number:
-            return None
-        if operation.name != "write":
-            die(operation)
-        disk.watch = die
-        return operation.length // 2
-
-    disk.fault = fault
-    try:
-        work()
-    except Died as death:
-        return str(death)
-    finally:
-        disk.fault, disk.watch = no_fault, no_watch
-    return ""
 
 
 def remains(disk: SimulatedDisk) -> Iterator[tuple[str, SimulatedDisk]]:
@@ -309,18 +253,21 @@ def remains(disk: SimulatedDisk) -> Iterator[tuple[str, SimulatedDisk]]:
         yield f"power lost; {cut.describe(picks)}", SimulatedDisk(image)
 
 
-def machines_that_stop(
-    prepare: Callable[[], Disk], work: Callable[[Disk], object]
-) -> Iterator[tuple[str, SimulatedDisk]]:
-    """Do some work on a machine that stops at its first change, its second, and so on.
+def moments(
+    disk: SimulatedDisk, work: Callable[[], object]
+) -> list[tuple[str, SimulatedDisk]]:
+    """Do some work; return what is left if the machine stops at any change, or at the end."""
+    found: list[tuple[str, SimulatedDisk]] = []
 
-    Yields what may be left each time, and in the end what is left when it did not stop.
-    """
-    for number in itertools.count(1):
-        disk = prepare()
-        where = stops(disk, number, lambda: work(disk))  # noqa: B023
-        for what, left in remains(disk):
-            yield f"{where or 'the end'}, {what}", left
-        if not where:
-            assert number > 8, "the work is meant to change something"
-            return
+    def look(operation: Operation | str) -> None:
+        if isinstance(operation, str) or operation.name in CHANGES:
+            found.extend(
+                (f"at {operation}, {how}", left) for how, left in remains(disk)
+            )
+
+    disk.fault = look
+    work()
+    disk.fault = no_fault
+    assert len(found) > 8, "the work is meant to change something"
+    look("the end")
+    return found

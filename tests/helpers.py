@@ -151,6 +151,13 @@ def small_store(directory: Path, filesystem: FileSystem = NO_SYNC) -> Contents:
     return expected
 
 
+def even_store(directory: Path, keys: int = 6) -> Path:
+    """Make a closed store of keys with values of 20 bytes, two in each of its segments."""
+    with kvstore.open(directory, segment_bytes=100, filesystem=NO_SYNC) as db:
+        db.update({b"%d" % number: b"x" * 20 for number in range(keys)})
+    return directory
+
+
 def torn_store(directory: Path) -> Contents:
     """Make a store that was not closed, its last batch torn, a leftover beside it."""
     db = kvstore.open(directory, segment_bytes=100, filesystem=NO_SYNC)
@@ -174,6 +181,17 @@ def refusals(db: kvstore.Store) -> dict[str, Callable[[], object]]:
         "a batch": lambda: change(db, {b"key": b"value"}),
         "a compaction": db.compact,
     }
+
+
+def all_raise(
+    attempts: Mapping[str, Callable[[], object]], error: type[Exception], *words: str
+) -> None:
+    """See that each of some attempts is such an error, and that it has these words in it."""
+    for name, attempt in attempts.items():
+        with pytest.raises(error) as caught:
+            pytest.fail(f"{name} is let through: {attempt()!r}")
+        for each in words:
+            assert each in str(caught.value), f"{name}: the error says nothing of it"
 
 
 # --- the parts of a store ----------------------------------------------------------------
@@ -227,6 +245,13 @@ def watermark_of(
 ) -> Watermark | None:
     """Return how far the log of a store is known to be on the disk."""
     return read_watermark(filesystem, folder(directory, filesystem))
+
+
+def synced_bytes(directory: Path | str, filesystem: FileSystem = DISK) -> int:
+    """Return how many bytes of the active segment are known to be on the disk."""
+    found = watermark_of(directory, filesystem)
+    assert found is not None
+    return found.synced.length
 
 
 # --- errors, randomness, order -----------------------------------------------------------

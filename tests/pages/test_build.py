@@ -15,19 +15,13 @@ from tests.helpers import ROOT
 # Attributes that make a browser fetch something when the page opens. A link that a reader may
 # click (<a href>) is not among them, nor a <link> that only says what a page is about.
 FETCHING = {
-    "audio": ["src"],
-    "embed": ["src"],
-    "iframe": ["src"],
-    "image": ["href", "xlink:href"],
-    "img": ["src", "srcset"],
-    "input": ["src"],
-    "link": ["href"],
-    "object": ["data"],
-    "script": ["src"],
-    "source": ["src", "srcset"],
-    "track": ["src"],
-    "use": ["href", "xlink:href"],
-    "video": ["src", "poster"],
+    "src": {"audio", "embed", "iframe", "img", "input", "script", "source", "track"}
+    | {"video"},
+    "srcset": {"img", "source"},
+    "href": {"image", "link", "use"},
+    "xlink:href": {"image", "use"},
+    "data": {"object"},
+    "poster": {"video"},
 }
 ELSEWHERE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
 IN_CSS = re.compile(
@@ -53,9 +47,10 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         if tag in ("script", "style"):
             self.inside.append(tag)
-        for name in FETCHING.get(tag, []):
-            if tag == "link" and given.get("rel") in ("canonical", "author", "license"):
-                continue
+        names = [name for name, tags in FETCHING.items() if tag in tags]
+        if tag == "link" and given.get("rel") in ("canonical", "author", "license"):
+            names = []
+        for name in names:
             for address in given.get(name, "").split(","):
                 if ELSEWHERE.match(address):
                     self.elsewhere.append(f"<{tag} {name}={address}>")

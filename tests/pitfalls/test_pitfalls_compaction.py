@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from kvstore.posix import DISK
 from kvstore.record import OVERHEAD_BYTES
 from kvstore.segment import SEGMENT_HEADER_BYTES, segment_name, segment_numbers
 from kvstore.simdisk import SimulatedDisk
-from tests.disks import PATH, FaultyFileSystem, machines_that_stop
+from tests.disks import PATH, FaultyFileSystem, moments
 from tests.helpers import (
     THIRD,
     copy_of,
@@ -96,52 +95,39 @@ def test_pitfall_31_the_sequence_number_decides(path: Path, order: list[int]) ->
     assert read(path) == expected
 
 
-OLD = {b"0": b"2" * 20, b"1": b"1" * 20, b"2": b"4" * 20}  # what `full` puts last
-
-
-class Busy(SimulatedDisk):
-    """A disk with an open store that is worth a compaction, all of it safe."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.db = kvstore.open(PATH, segment_bytes=100, filesystem=self)
-        for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
-            self.db[key] = b"%d" % number * 20
-        self.db.sync()
-
-
 def test_pitfall_32_a_crash_leaves_the_store_before_or_after_the_compaction() -> None:
-    expected = OLD | {b"3": b"5" * 20}
-    for where, left in machines_that_stop(Busy, lambda disk: disk.db.compact()):
+    disk, expected = SimulatedDisk(sector_bytes=16), {}
+    db = kvstore.open(PATH, segment_bytes=100, filesystem=disk)
+    for number, key in enumerate((b"0", b"1", b"0", b"2", b"2", b"3")):
+        db[key] = expected[key] = b"%d" % number * 20
+    db.sync()
+    for where, left in moments(disk, db.compact):
         assert recovered(PATH, left) == expected, where
-        named = numbers(PATH, left)
         there = segment_numbers(folder(PATH, left).names())
-        assert there == sorted(named), f"{where}: leftovers stay"
+        assert there == sorted(numbers(PATH, left)), f"{where}: leftovers stay"
 
 
 def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:
     filesystem = FaultyFileSystem()
+    expected = {}
     with kvstore.open(path, segment_bytes=100, filesystem=filesystem) as db:
-        for number in range(9):
-            db[b"%d" % (number % 4)] = b"%d" % number * 10
-        error = disk_full()
-        filesystem.fail("write", error, name="MANIFEST")
-        with pytest.raises(OSError, match="No space left"):
-            db.compact()
-        db.compact()
-        for number in range(9):
-            db[b"%d" % (number % 4)] = b"%d" % number * 10
-        expected = dict(db)
+        for number in range(18):
+            db[b"%d" % (number % 4)] = expected[b"%d" % (number % 4)] = (
+                b"%d" % number * 10
+            )
+            if number == 9:
+                filesystem.fail("write", disk_full(), name="MANIFEST")
+                with pytest.raises(OSError, match="No space left"):
+                    db.compact()
+                db.compact()
     made = [call for call in filesystem.log("create") if ".segment" in call]
     assert len(made) == len(set(made)) > 5, "no number is given out twice"
     highest = max(numbers(path))
-    for number in range(highest + 1, highest + 5):
+    for number in range(highest + 1, highest + 5):  # empty, and left behind
         (path / f"{number:08d}.segment").write_bytes(b"")
     with kvstore.open(path, segment_bytes=100) as db:
-        assert dict(db) == expected
         for number in range(9):
             db[b"%d" % number] = expected[b"%d" % number] = b"new" * 10
-        assert dict(db) == expected
     assert read(path) == expected
     leftover = max(numbers(path)) + 3
     (path / f"{leftover:08d}.segment").write_bytes(b"")
@@ -149,24 +135,7 @@ def test_pitfall_33_no_number_on_the_disk_is_used_twice(path: Path) -> None:
     assert numbers(path) == [leftover + 1], "one more than every number, empty or not"
 
 
-def test_pitfall_34_numbers_are_counted_and_no_clock_is_asked(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_clock(*_: object) -> float:
-        pytest.fail("the store asked a clock")
-
-    for name in ("time", "time_ns", "monotonic", "perf_counter", "localtime", "gmtime"):
-        monkeypatch.setattr(time, name, no_clock)
-    with kvstore.open(path, segment_bytes=100) as db:
-        for number in range(6):
-            db[b"%d" % number] = b"x" * 100
-        before = numbers(path)
-        del db[b"1"]
-        db.compact()
-        after = numbers(path)
-    monkeypatch.undo()
-    assert before == [1, 2, 3, 4, 5, 6]
-    assert after == [1, 3, 4, 5, 6, 8], "what is merged comes behind what is there"
+# 34, that numbers are counted and no clock is asked, see `test_layers` and `test_manifest`.
 
 
 def test_pitfall_35_a_reader_keeps_the_files_that_it_reads(path: Path) -> None:

@@ -12,10 +12,9 @@ from kvstore.compaction import dead_share, in_order, needed_tombstones, worth_co
 from kvstore.index import Index, pack
 from kvstore.record import DELETE, PUT
 from kvstore.segment import SEGMENT_HEADER_BYTES, Segment
-from tests.disks import PATIENCE, FaultyFileSystem
+from tests.disks import FaultyFileSystem
 from tests.helpers import (
     Contents,
-    Worker,
     flip,
     new_segment,
     old_segment,
@@ -25,18 +24,11 @@ from tests.helpers import (
 )
 
 
-def fill(db: kvstore.Store, puts: int, keys: int) -> tuple[str, Contents]:
-    """Put keys over and over, so that something is dead in every segment but a few.
-
-    Returns what the store holds then, and the number of the first segment that a
-    compaction will write: the one before it is for new records.
-    """
-    for number in range(puts):
-        db[b"%d" % (number % keys)] = b"%d" % number * 10
-    db[b"gone"] = b""
-    del db[b"gone"]
-    held = db.stats().segments
-    return f"{held + 2:08d}", dict(db)
+def fill(db: kvstore.Store) -> Contents:
+    """Put keys over and over, so that something is dead in every segment but a few."""
+    for number in range(12):
+        db[b"%d" % (number % 5)] = b"%d" % number * 10
+    return dict(db)
 
 
 # What it does
@@ -99,53 +91,12 @@ def test_records_keep_their_order_and_their_numbers(path: Path) -> None:
     assert found == {b"%d" % n: n + 1 if n >= 7 else n + 14 for n in range(13)}
 
 
-# While others read and write
-
-
-def test_every_get_is_right_while_the_index_turns_to_the_new_segments(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = 0
-
-    def move_and_look(index: Index, moves: list[tuple[bytes, int, int]]) -> None:
-        nonlocal looks
-        for each in moves:
-            move(index, [each])
-            looks += 1
-            assert {key: db[key] for key in expected} == expected, "a get went wrong"
-
-    with kvstore.open(path, segment_bytes=300) as db:
-        db.update({b"%d" % number: b"value %d" % number for number in range(30)})
-        db.update({b"%d" % number: b"new" for number in range(0, 30, 3)})
-        expected, move = dict(db), Index.move
-        monkeypatch.setattr(Index, "move", move_and_look)
-        kept = db.compact().records_kept
-        assert looks == kept > 5
-        assert dict(db) == expected
-
-
-def test_a_close_waits_for_the_compaction_under_way(path: Path) -> None:
-    filesystem = FaultyFileSystem()
-    db = kvstore.open(path, filesystem=filesystem)
-    for number in range(10):
-        db[b"a"] = b"%d" % number
-    stop = filesystem.pause("write", "00000003")
-    compaction = Worker(db.compact)
-    assert stop.reached.wait(PATIENCE)
-    closing = Worker(db.close)
-    stop.go_on.set()
-    compaction.done()
-    closing.done()
-    assert read(path) == {b"a": b"9"}
-    assert len(segments(path)) == 2
-
-
 # When it fails
 
 
 def test_damage_found_while_merging_stops_the_compaction(path: Path) -> None:
     with kvstore.open(path, segment_bytes=100) as db:
-        fill(db, 12, 5)
+        fill(db)
         first = segments(path)[0]
         flip(first, SEGMENT_HEADER_BYTES + 20, 0)
         before = segments(path)
@@ -161,7 +112,7 @@ def test_damage_found_while_merging_stops_the_compaction(path: Path) -> None:
 def test_a_segment_that_can_not_be_removed_goes_at_the_next_open(path: Path) -> None:
     filesystem = FaultyFileSystem()
     with kvstore.open(path, segment_bytes=100, filesystem=filesystem) as db:
-        _, expected = fill(db, 12, 5)
+        expected = fill(db)
         before = segments(path)
         error = OSError(errno.EACCES, "Permission denied")
         filesystem.fail("remove", error, name=".segment", times=100)
@@ -176,20 +127,12 @@ def test_a_segment_that_can_not_be_removed_goes_at_the_next_open(path: Path) -> 
 # The parts
 
 
-def test_the_dead_share_of_a_segment_is_that_of_its_records() -> None:
-    assert dead_share(SEGMENT_HEADER_BYTES + 100, 100) == 0.0
-    assert dead_share(SEGMENT_HEADER_BYTES + 100, 25) == 0.75
-    assert dead_share(SEGMENT_HEADER_BYTES + 100, 0) == 1.0
-    assert dead_share(SEGMENT_HEADER_BYTES, 0) == 0.0, (
-        "an empty segment has nothing dead"
-    )
-
-
-def test_a_segment_is_worth_it_from_the_share_on() -> None:
-    sizes = dict.fromkeys((1, 2, 3), SEGMENT_HEADER_BYTES + 100) | {
-        4: SEGMENT_HEADER_BYTES
-    }
+def test_a_segment_is_worth_it_from_a_share_of_dead_records_on() -> None:
+    empty = SEGMENT_HEADER_BYTES
+    sizes = dict.fromkeys((1, 2, 3), empty + 100) | {4: empty}
     live = {1: 100, 2: 50}
+    shares = [dead_share(sizes[number], live.get(number, 0)) for number in sizes]
+    assert shares == [0.0, 0.5, 1.0, 0.0], "an empty segment has nothing dead"
     assert worth_compacting(sizes, live, 0.0) == {2, 3}, "no dead byte, no compaction"
     assert worth_compacting(sizes, live, 0.5) == {2, 3}
     assert worth_compacting(sizes, live, 0.6) == {3}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,9 +21,7 @@ def test_a_store_is_healthy_until_something_is_noted() -> None:
     health.check_open()
     health.trouble = "an fsync", disk_broken()
     for _ in range(2):
-        with pytest.raises(
-            kvstore.WriteRefusedError, match=r"people .* an fsync .*EIO|5"
-        ):
+        with pytest.raises(kvstore.WriteRefusedError, match=r"people .* an fsync .*5"):
             health.check()
     health.check_open()
     assert not health.is_closed
@@ -44,15 +41,6 @@ def test_each_refusal_is_an_error_of_its_own() -> None:
 
 class Canary:
     """Something that a caller holds."""
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Let nothing be freed but what nobody holds."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")
@@ -76,6 +64,6 @@ def test_a_refusal_keeps_alive_nothing_of_its_caller(path: Path, state: str) -> 
             attempt()
         return weakref.ref(canary)
 
-    ways = refusals(db) | {"get": lambda: db[b"no"], "sync": db.sync}
-    for name, attempt in (ways | {"close": db.close}).items():
+    ways = refusals(db) | {"get": lambda: db[b"no"], "sync": db.sync, "close": db.close}
+    for name, attempt in ways.items():
         assert canary_of(attempt)() is None, f"{name}: only the collector frees it"

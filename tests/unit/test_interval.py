@@ -11,8 +11,8 @@ import pytest
 
 import kvstore
 from kvstore.simdisk import SimulatedDisk
-from tests.disks import PATIENCE, Faults, FaultyFileSystem
-from tests.helpers import Process, disk_broken, read, segments, watermark_of
+from tests.disks import PATIENCE, FaultyFileSystem
+from tests.helpers import Process, disk_broken, read, segments, synced_bytes
 
 HOUR = 3600.0
 BLINK = 0.01
@@ -31,20 +31,15 @@ def syncers() -> set[threading.Thread]:
     return {each for each in threading.enumerate() if "sync_now_and_then" in each.name}
 
 
-def fsyncs(filesystem: Faults) -> int:
-    """Return how often a segment was synced so far."""
-    return sum(".segment" in call for call in filesystem.log("sync"))
-
-
 def test_an_interval_syncs_what_was_written_and_only_then(path: Path) -> None:
     filesystem = FaultyFileSystem()
     with kvstore.open(path, sync=BLINK, filesystem=filesystem) as db:
         for number in range(3):
-            before = fsyncs(filesystem)
+            before = filesystem.fsyncs()
             time.sleep(5 * BLINK)
-            assert fsyncs(filesystem) == before, "there was nothing to sync"
+            assert filesystem.fsyncs() == before, "there was nothing to sync"
             db[b"ada"] = b"%d" % number
-            wait_until(lambda n=before: fsyncs(filesystem) > n, "nobody syncs")  # type: ignore[misc]
+            wait_until(lambda n=before: filesystem.fsyncs() > n, "nobody syncs")  # type: ignore[misc]
 
 
 def test_a_failed_sync_in_the_background_is_logged_and_stops_the_writes(
@@ -87,9 +82,7 @@ def test_a_process_that_ends_without_a_close_syncs_first(path: Path) -> None:
     with Process(code, path) as other:
         assert other.line() == "done"
         other.popen.wait(PATIENCE)
-    watermark = watermark_of(path)
-    assert watermark is not None
-    assert watermark.synced.length == segments(path)[0].stat().st_size
+    assert synced_bytes(path) == segments(path)[0].stat().st_size
     assert read(path) == {b"ada": b"1815"}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,8 @@ from typing import Any
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from kvstore.segment import SEGMENT_HEADER_BYTES
-from tests.disks import NO_SYNC
-from tests.helpers import GOLDEN, ROOT, Contents, files, flip, read, segments
-
-
-def test_flag_c_makes_a_store_and_keeps_the_one_that_is_there(path: Path) -> None:
-    with kvstore.open(path, "c") as db:
-        db[b"ada"] = b"1815"
-    with kvstore.open(path, "c") as db:
-        assert dict(db) == {b"ada": b"1815"}, "c keeps what is there"
+from tests.helpers import GOLDEN, Contents, even_store, files, flip, read, segments
 
 
 @pytest.mark.parametrize("flag", ["r", "w"])
@@ -40,60 +29,42 @@ def test_flags_r_and_w_make_nothing(path: Path, flag: kvstore.Flag) -> None:
     assert files(path) == {}, "an empty directory stays empty"
 
 
-def test_flag_n_begins_with_an_empty_store(path: Path) -> None:
-    with kvstore.open(path, "n", segment_bytes=50) as db:
-        db.update({b"%d" % number: b"x" * 30 for number in range(5)})
-        assert len(segments(path)) > 2
+@pytest.mark.parametrize("name", ["", "MANIFEST", "00000001.segment", "MARK"])
+def test_flag_n_begins_anew_also_where_a_store_is_damaged(
+    path: Path, name: str
+) -> None:
+    even_store(path)
+    if name:
+        flip(path / name, 20, 3)
     with kvstore.open(path, "n") as db:
         assert dict(db) == {}, "n begins with nothing"
         db[b"new"] = b"1"
-    assert read(path) == {b"new": b"1"}
+    with kvstore.open(path, "c") as db:
+        assert dict(db) == {b"new": b"1"}, "c keeps what is there"
     assert len(segments(path)) == 1, "the old segments are gone"
 
 
-@pytest.mark.parametrize("name", ["MANIFEST", "00000001.segment", "MARK"])
-def test_flag_n_begins_anew_where_a_store_is_damaged(path: Path, name: str) -> None:
-    with kvstore.open(path) as db:
-        db[b"ada"] = b"1815"
-    flip(path / name, 20, 3)
-    with kvstore.open(path, "n") as db:
-        db[b"new"] = b"1"
-    assert read(path) == {b"new": b"1"}
-
-
-@pytest.mark.parametrize("flag", ["x", "", "rw", "R", None])
-def test_a_wrong_flag_is_told_the_right_ones(path: Path, flag: Any) -> None:
-    with pytest.raises(ValueError, match=r'"r" reads.*"w".*"c".*"n"'):
-        kvstore.open(path, flag)
-    assert not path.exists(), "nothing is made"
-
-
-@pytest.mark.parametrize(
-    "sync",
-    [
-        "never",
-        "",
-        None,
-        True,
-        False,
-        0,
-        -1,
-        0.0,
-        *map(float, ("nan", "inf")),
-        b"os",
-        1e12,
+RIGHT = {
+    "flag": r'"r" reads.*"w".*"c".*"n"',
+    "sync": r'"os", "always" or a number of seconds',
+    "segment_bytes": r"whole number of bytes from 1 to 1,073",
+}
+WRONG: dict[str, list[Any]] = {
+    "flag": ["x", "", "rw", "R", None],
+    "sync": [
+        *("never", "", b"os", None, True, False),
+        *(0, -1, 0.0, 1e12, math.nan, math.inf),
     ],
-)
-def test_a_wrong_sync_is_told_the_right_ones(path: Path, sync: Any) -> None:
-    with pytest.raises(ValueError, match=r'"os", "always" or a number of seconds'):
-        kvstore.open(path, sync=sync)
-    assert not path.exists(), "nothing is made"
+    "segment_bytes": [0, -1, (1 << 30) + 1, 1.5, "big", None],
+}
 
 
-@pytest.mark.parametrize("size", [0, -1, (1 << 30) + 1, 1.5, "big", None])
-def test_a_wrong_segment_size_is_told_the_right_ones(path: Path, size: Any) -> None:
-    with pytest.raises(ValueError, match=r"whole number of bytes from 1 to 1,073"):
-        kvstore.open(path, segment_bytes=size)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_told_the_right_ones(path: Path, name: str) -> None:
+    for value in WRONG[name]:
+        wrong: dict[str, Any] = {name: value}
+        with pytest.raises(ValueError, match=RIGHT[name]):
+            pytest.fail(f"{wrong} is taken: {kvstore.open(path, **wrong)}")
     assert not path.exists(), "nothing is made"
 
 
@@ -161,78 +132,24 @@ def test_a_store_of_old_opens_and_goes_on(tmp_path: Path, name: str) -> None:
     assert read(path) == OLD[name] | {b"new": b"1"}
 
 
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="nowhere to count open files")
 def test_openings_that_fail_leave_nothing_open(path: Path) -> None:
     """Not even until the collector comes, which it may never do."""
-    kvstore.open(path, segment_bytes=1).close()
     with kvstore.open(path, segment_bytes=1) as db:
         db.update({b"%d" % number: b"x" for number in range(3)})
     flip(segments(path)[1], SEGMENT_HEADER_BYTES + 16, 0)
     locked = path.with_name("locked")
-    with kvstore.open(locked, filesystem=NO_SYNC):
-        gc.collect()
-        gc.disable()
-        try:
-            before = len(os.listdir("/dev/fd"))
-            for number in range(5000):
-                flag: kvstore.Flag = "r" if number % 2 else "w"
-                with pytest.raises(kvstore.CorruptionError):
-                    kvstore.open(path, flag, filesystem=NO_SYNC)
-                if number % 10 == 0:
-                    with pytest.raises(kvstore.LockedError):
-                        kvstore.open(locked)
-                    with pytest.raises(kvstore.StoreNotFoundError):
-                        kvstore.open(path.parent / "none", "r")
-            assert len(os.listdir("/dev/fd")) == before, "descriptors are left open"
-        finally:
-            gc.enable()
-
-
-MANY_SEGMENTS = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-import kvstore
-from kvstore.record import PUT
-from tests.disks import NO_SYNC
-from tests.helpers import append, folder, manifest_with, new_segment
-from pathlib import Path
-
-path, count = Path(sys.argv[1]), 10_000
-path.mkdir()
-metas = []
-for number in range(1, count + 1):
-    segment = new_segment(path, number, filesystem=NO_SYNC)
-    append(segment, (PUT, number, b"%d" % number, b"value %d" % number))
-    metas.append(segment.meta())
-manifest = manifest_with(count + 1, count - 1, metas[:-1], metas[-1])
-(path / "MANIFEST").write_bytes(manifest.encode())
-expected = {b"%d" % number: b"value %d" % number for number in range(1, count + 1)}
-with kvstore.open(path, segment_bytes=1, filesystem=NO_SYNC) as db:
-    assert dict(db) == expected
-    for number in range(1, count + 1, 7):
-        assert db[b"%d" % number] == b"value %d" % number
-    for number in range(20):
-        db[b"%d" % number] = expected[b"%d" % number] = b"new"
-    assert db.verify().ok
-with kvstore.open(path, filesystem=NO_SYNC) as db:
-    expected = dict.fromkeys(expected, b"newer")
-    db.update(expected)
-    assert db.compact().segments_before > count
-    assert dict(db) == expected
-print("right")
-"""
-
-
-def test_ten_thousand_segments_work_where_few_files_may_be_open(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_SEGMENTS, str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "right\n"
+    with kvstore.open(locked):
+        before = len(os.listdir("/dev/fd"))
+        for flag in ("r", "w", "c"):
+            with pytest.raises(kvstore.CorruptionError):
+                kvstore.open(path, flag)
+        with pytest.raises(kvstore.LockedError):
+            kvstore.open(locked)
+        with pytest.raises(kvstore.StoreNotFoundError):
+            kvstore.open(path.parent / "none", "r")
+        assert len(os.listdir("/dev/fd")) == before, "descriptors are left open"
 
 
 def test_a_store_that_nobody_closed_is_told_of(path: Path) -> None:

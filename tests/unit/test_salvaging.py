@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,25 +14,26 @@ from kvstore.segment import SEGMENT_HEADER_BYTES
 from tests.disks import NO_SYNC, FaultyFileSystem
 from tests.helpers import (
     Contents,
+    change,
     copy_of,
     disk_broken,
     disk_full,
+    even_store,
     files,
     flip,
     read,
-    record_bytes,
     sealed,
     segments,
     small_store,
 )
 
+KEYS = {b"%d" % number for number in range(6)}
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Return a closed store of six keys, two in each of its segments."""
-    with kvstore.open(tmp_path / "store", segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(6)})
-    return tmp_path / "store"
+    return even_store(tmp_path / "store")
 
 
 def salvaged(store: Path) -> tuple[kvstore.SalvageReport, Contents]:
@@ -39,6 +43,7 @@ def salvaged(store: Path) -> tuple[kvstore.SalvageReport, Contents]:
     report = kvstore.salvage(store, target, filesystem=NO_SYNC)
     assert files(store) == before, "salvage never writes to the damaged store"
     found = read(target)
+    shutil.rmtree(target)
     assert report.keys == len(found), "the report counts the keys"
     return report, found
 
@@ -51,74 +56,65 @@ def test_a_whole_store_is_copied_whole(tmp_path: Path) -> None:
     assert report.manifest_read
 
 
-def test_a_damaged_record_is_left_out_and_reported(store: Path) -> None:
-    first, length = segments(store)[0], record_bytes(b"0", b"x" * 20)
-    flip(first, SEGMENT_HEADER_BYTES + 18, 2)
-    with pytest.raises(kvstore.CorruptionError, match=r"kvstore\.salvage"):
-        kvstore.open(store)
-    report, found = salvaged(store)
-    assert found == {b"%d" % number: b"x" * 20 for number in range(1, 6)}
-    (damage,) = report.left_out
-    assert (damage.path, damage.offset) == (str(first), SEGMENT_HEADER_BYTES)
-    assert damage.length == length
-    assert report.records_read == 5
-
-
-@pytest.mark.parametrize("which", [0, -1])
-def test_a_segment_that_ends_too_early_is_reported(store: Path, which: int) -> None:
-    cut = segments(store)[which]
-    end = SEGMENT_HEADER_BYTES + record_bytes(b"0", b"x" * 20)
-    cut.write_bytes(cut.read_bytes()[:end])
-    report, found = salvaged(store)
-    assert len(found) == 5
-    (damage,) = report.left_out
-    assert (damage.path, damage.offset) == (str(cut), end)
-    assert damage.length == record_bytes(b"0", b"x" * 20)
+@pytest.mark.parametrize("which", [0, 2])
+def test_what_is_damaged_is_left_out_and_reported(store: Path, which: int) -> None:
+    segment, start = segments(store)[which], SEGMENT_HEADER_BYTES
+    whole = segment.read_bytes()
+    harm: list[tuple[Callable[[], object], set[int], tuple[int, int]]] = [
+        (lambda: flip(segment, start + 18, 2), {0}, (start, 40)),
+        (lambda: os.truncate(segment, start + 40), {1}, (start + 40, 40)),
+        (segment.unlink, {0, 1}, (0, start + 80)),
+    ]
+    for work, lost, place in harm:
+        work()
+        with pytest.raises(kvstore.CorruptionError, match=r"kvstore\.salvage"):
+            kvstore.open(store)
+        report, found = salvaged(store)
+        assert found.keys() == KEYS - {b"%d" % (2 * which + number) for number in lost}
+        (damage,) = report.left_out
+        assert (damage.path, damage.offset, damage.length) == (str(segment), *place)
+        assert report.records_read == 6 - len(lost)
+        segment.write_bytes(whole)
 
 
 @pytest.mark.parametrize("byte", [0, 8, 9, 15, 22, 30])
-def test_a_damaged_header_costs_no_record(store: Path, byte: int) -> None:
-    flip(segments(store)[1], byte, 5)
+def test_a_damaged_header_costs_no_record_but_where_there_is_no_manifest(
+    store: Path, byte: int
+) -> None:
+    damaged = segments(store)[1]
+    flip(damaged, byte, 5)
     report, found = salvaged(store)
-    assert len(found) == 6, "the manifest knows what the records need of the header"
-    assert [each.path for each in report.left_out] == [str(segments(store)[1])]
+    assert found.keys() == KEYS, (
+        "the manifest knows what the records need of the header"
+    )
+    assert [each.path for each in report.left_out] == [str(damaged)]
+    (store / "MANIFEST").write_bytes(b"")
+    report, found = salvaged(store)
+    assert found.keys() == KEYS - {b"2", b"3"}
+    assert report.left_out[0][:3] == (str(damaged), 0, damaged.stat().st_size)
+
+
+def test_a_segment_of_another_store_is_left_out(store: Path, tmp_path: Path) -> None:
+    another = segments(even_store(tmp_path / "theirs"))[0]
+    (store / another.name).write_bytes(another.read_bytes())
+    report, found = salvaged(store)
+    assert found.keys() == KEYS - {b"0", b"1"}
+    assert [each.path for each in report.left_out] == [str(store / another.name)]
 
 
 def test_without_a_manifest_every_segment_counts(store: Path) -> None:
     (store / "MANIFEST").unlink()
     report, found = salvaged(store)
-    assert len(found) == 6
+    assert found.keys() == KEYS
     assert not report.manifest_read
     assert "manifest" in str(report)
 
 
-def test_without_manifest_and_header_a_segment_is_left_out(store: Path) -> None:
-    (store / "MANIFEST").write_bytes(b"")
-    flip(segments(store)[1], 30, 5)
-    report, found = salvaged(store)
-    assert found.keys() == {b"0", b"1", b"4", b"5"}
-    (damage,) = report.left_out
-    assert damage.path == str(segments(store)[1])
-    assert damage.length == segments(store)[1].stat().st_size
-
-
-def test_a_segment_of_another_store_is_left_out(store: Path, tmp_path: Path) -> None:
-    with kvstore.open(tmp_path / "theirs") as db:
-        db[b"theirs"] = b"x"
-    name = segments(store)[0].name
-    (store / name).write_bytes((tmp_path / "theirs" / name).read_bytes())
-    report, found = salvaged(store)
-    assert found.keys() == {b"2", b"3", b"4", b"5"}
-    assert [each.path for each in report.left_out] == [str(store / name)]
-
-
-def test_a_batch_without_an_end_is_left_out(tmp_path: Path) -> None:
-    db = kvstore.open(tmp_path / "store")
+def test_a_batch_without_an_end_is_left_out(path: Path) -> None:
+    db = kvstore.open(path)
     db[b"ada"] = b"1815"
-    with db.batch() as batch:
-        batch[b"alan"] = b"1912"
-        del batch[b"ada"]
-    torn = copy_of(tmp_path / "store", "torn")
+    change(db, {b"alan": b"1912", b"ada": None})
+    torn = copy_of(path, "torn")
     last = segments(torn)[-1]
     last.write_bytes(last.read_bytes()[:-1])
     report, found = salvaged(torn)
@@ -126,19 +122,17 @@ def test_a_batch_without_an_end_is_left_out(tmp_path: Path) -> None:
     assert report.left_out != ()
 
 
-def test_a_record_that_was_lost_once_is_not_brought_back(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    with kvstore.open(store) as db:
+def test_a_record_that_was_lost_once_is_not_brought_back(path: Path) -> None:
+    with kvstore.open(path) as db:
         db[b"kept"] = b"1"
-        length = segments(store)[0].stat().st_size
+        length = segments(path)[0].stat().st_size
         db[b"lost"] = b"2"
-    whole = segments(store)[0].read_bytes()
-    segments(store)[0].write_bytes(whole[:length])  # the power went before that
-    (store / "MARK").unlink()
-    with kvstore.open(store):
-        pass
-    segments(store)[0].write_bytes(whole)  # the sector comes to light
-    report, found = salvaged(store)
+    whole = segments(path)[0].read_bytes()
+    os.truncate(segments(path)[0], length)  # the power went before that
+    (path / "MARK").unlink()
+    kvstore.open(path).close()
+    segments(path)[0].write_bytes(whole)  # the sector comes to light
+    report, found = salvaged(path)
     assert found == {b"kept": b"1"}, "a reader of the damaged store finds no more"
     assert [each.offset for each in report.left_out] == [length]
 

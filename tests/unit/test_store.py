@@ -13,18 +13,16 @@ from pathlib import Path
 import pytest
 
 import kvstore
-import kvstore.record
-import kvstore.store
 from kvstore.segment import SEGMENT_HEADER_BYTES
 from kvstore.store import LogStore
 from tests.disks import FaultyFileSystem
 from tests.helpers import (
     FIRST,
-    Process,
-    change,
+    all_raise,
+    even_store,
+    extend,
     files,
     flip,
-    read,
     record_bytes,
     refusals,
     segments,
@@ -78,22 +76,8 @@ def test_a_closed_store_says_so(path: Path) -> None:
         "sync": db.sync,
         "a batch from before": apply,
     }
-    for name, attempt in (reads | refusals(db)).items():
-        with pytest.raises(kvstore.ClosedError) as caught:
-            attempt()
-        assert str(path) in str(caught.value), f"{name}: the error names the store"
-        assert "open it again" in str(caught.value), f"{name}: and says what to do"
+    all_raise(reads | refusals(db), kvstore.ClosedError, str(path), "open it again")
     assert files(path) == before, "nothing was written"
-
-
-@pytest.mark.parametrize("flag", ["c", "r"])
-def test_a_with_block_closes_and_close_again(path: Path, flag: kvstore.Flag) -> None:
-    kvstore.open(path).close()
-    with kvstore.open(path, flag) as db:
-        assert len(db) == 0
-    db.close()
-    with pytest.raises(kvstore.ClosedError):
-        len(db)
 
 
 def test_a_store_opened_read_only_takes_no_writes(path: Path) -> None:
@@ -101,14 +85,15 @@ def test_a_store_opened_read_only_takes_no_writes(path: Path) -> None:
         db.update({b"ada": b"1815", b"alan": b"1912"})
     before = files(path)
     with kvstore.open(path, "r") as db:
-        for name, attempt in (refusals(db) | {"batch()": db.batch}).items():
-            with pytest.raises(kvstore.ReadOnlyError) as caught:
-                attempt()
-            assert 'open it with "w"' in str(caught.value), f"{name}: what to do"
+        ways = refusals(db) | {"batch()": db.batch}
+        all_raise(ways, kvstore.ReadOnlyError, 'open it with "w"')
         assert db[b"ada"] == b"1815"
         assert dict(db) == {b"ada": b"1815", b"alan": b"1912"}
         db.sync()
     assert files(path) == before
+    db.close()
+    with pytest.raises(kvstore.ClosedError):
+        len(db)
 
 
 def test_a_reader_that_meets_a_compaction_reads_what_came_of_it(path: Path) -> None:
@@ -153,20 +138,11 @@ def test_a_store_that_could_not_be_opened_is_not_locked(path: Path) -> None:
     del kept  # held until here, as a shell holds the last error
 
 
-def test_a_store_that_nobody_holds_is_not_locked(path: Path) -> None:
-    db = kvstore.open(path)
-    db[b"ada"] = b"1815"
-    del db
-    with kvstore.open(path) as db:
-        assert dict(db) == {b"ada": b"1815"}
-
-
 # Verify
 
 
 def test_verify_reads_everything_and_changes_nothing(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
+    with kvstore.open(even_store(path, 10)) as db:
         del db[b"3"]
         before, held = files(path), segments(path)
         found = db.verify()
@@ -178,8 +154,7 @@ def test_verify_reads_everything_and_changes_nothing(path: Path) -> None:
 
 
 def test_verify_says_where_each_damage_is(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
+    with kvstore.open(even_store(path, 10)) as db:
         first, last = segments(path)[0], segments(path)[-1]
         flip(first, SEGMENT_HEADER_BYTES + record_bytes(b"0", b"x" * 20) + 16, 0)
         flip(last, SEGMENT_HEADER_BYTES + 3, 7)
@@ -193,92 +168,32 @@ def test_verify_says_where_each_damage_is(path: Path) -> None:
 
 
 def test_verify_sees_what_does_not_belong_to_a_sealed_segment(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=100) as db:
-        db.update({b"%d" % number: b"x" * 20 for number in range(10)})
-        db.sync()
-        segment = segments(path)[0]
-        with segment.open("ab") as file:
-            file.write(b"not a record")
+    with kvstore.open(even_store(path)) as db:
+        extend(segments(path)[0], b"not a record")
         found = db.verify()
-    assert [each.path for each in found.damage] == [str(segment)]
+    assert [each.path for each in found.damage] == [str(segments(path)[0])]
 
 
 def test_verify_and_get_notice_that_a_file_was_cut_short(path: Path) -> None:
     db = kvstore.open(path)
     db.update({b"%d" % number: b"x" * 20 for number in range(4)})
-    os.truncate(
-        segments(path)[0], SEGMENT_HEADER_BYTES + 100
-    )  # in the middle of the third
+    ends = [SEGMENT_HEADER_BYTES + number * 40 for number in range(5)]
+    os.truncate(segments(path)[0], ends[2] + 20)  # in the middle of the third
     assert db[b"1"] == b"x" * 20
     for key in (b"2", b"3"):
         with pytest.raises(kvstore.CorruptionError, match="the file ends here"):
             db[key]
-    found = db.verify()
-    (damage,) = found.damage
-    assert SEGMENT_HEADER_BYTES + 80 <= damage.offset <= SEGMENT_HEADER_BYTES + 100
-    assert damage.offset + damage.length == SEGMENT_HEADER_BYTES + 160
-    assert found.records == 2, "what lies before the cut is read"
-
-
-def test_a_file_that_is_empty_under_an_open_store_is_damage(path: Path) -> None:
-    with kvstore.open(path, segment_bytes=50) as db:
-        db.update({b"%d" % number: b"x" * 40 for number in range(3)})
-        os.truncate(segments(path)[0], 0)
-        for attempt in (lambda: db[b"0"], lambda: dict(db)):
-            with pytest.raises(kvstore.CorruptionError, match="the file ends here"):
-                attempt()
-        assert not db.verify().ok
+    (damage,) = db.verify().damage
+    assert ends[2] <= damage.offset <= ends[2] + 20
+    assert damage.offset + damage.length == ends[4]
+    os.truncate(segments(path)[0], 0)
+    for attempt in (lambda: db[b"0"], lambda: dict(db)):
+        with pytest.raises(kvstore.CorruptionError, match="the file ends here"):
+            attempt()
+    assert not db.verify().ok
 
 
 # Moving ground
-
-
-def two_stores(tmp_path: Path) -> tuple[Path, Path]:
-    """Make a store, and another of the same name in another directory."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    for place in (here, there):
-        place.mkdir()
-        with kvstore.open(place / "db") as db:
-            db[b"where"] = place.name.encode()
-    return here, there
-
-
-def test_a_store_stays_where_it_is_when_the_working_directory_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there = two_stores(tmp_path)
-    monkeypatch.chdir(here)
-    with kvstore.open("db", segment_bytes=200) as db:
-        monkeypatch.chdir(there)
-        for number in range(3):
-            db[b"%d" % number] = bytes(300)
-        db[b"0"] = b""
-        db.compact()
-        expected = dict(db)
-    assert read(here / "db") == expected
-    assert read(there / "db") == {b"where": b"there"}
-    with kvstore.open("db") as db:
-        assert db[b"where"] == b"there"
-
-
-def test_a_store_goes_on_when_its_directory_is_renamed_and_replaced(path: Path) -> None:
-    moved = path.with_name("moved")
-    with kvstore.open(path, segment_bytes=200) as db:
-        db[b"ada"] = b"1815"
-        path.rename(moved)
-        with kvstore.open(path) as other:
-            other[b"other"] = b"1"
-            for number in range(5):
-                db[b"%d" % number] = bytes(200)
-            with pytest.raises(kvstore.LockedError):
-                kvstore.open(moved)
-            db.compact()
-            db.sync()
-            assert dict(other) == {b"other": b"1"}
-        expected = dict(db)
-        assert db.verify().ok
-    assert read(moved) == expected
-    assert read(path) == {b"other": b"1"}
 
 
 def test_a_store_that_was_removed_says_so_at_sync_and_close(path: Path) -> None:
@@ -293,49 +208,6 @@ def test_a_store_that_was_removed_says_so_at_sync_and_close(path: Path) -> None:
         db.close()
     assert not path.exists()
     kvstore.open(path).close()
-
-
-def test_a_lock_file_that_is_removed_by_hand_lets_nobody_in(path: Path) -> None:
-    with kvstore.open(path) as db:
-        (path / "LOCK").unlink()
-        with pytest.raises(kvstore.LockedError, match="this process"):
-            kvstore.open(path)
-        code = (
-            "import sys, kvstore\n"
-            "try:\n    kvstore.open(sys.argv[1])\n"
-            "except kvstore.LockedError:\n    print('locked')\n"
-        )
-        with Process(code, path) as other:
-            assert other.line() == "locked"
-        db[b"ada"] = b"1815"
-    assert read(path) == {b"ada": b"1815"}
-
-
-def test_a_call_from_inside_is_an_error_and_never_waits(path: Path) -> None:
-    """As a signal handler or a finalizer makes it, at any call to the system."""
-    filesystem = FaultyFileSystem()
-    with kvstore.open(path, filesystem=filesystem) as db:
-        for operation in ("write", "sync"):
-            heard: list[str] = []
-
-            def inside(heard: list[str] = heard) -> None:
-                ways = refusals(db) | {"sync": db.sync, "close": db.close}
-                for name, attempt in ways.items():
-                    with suppress(kvstore.ReentrantError):
-                        attempt()
-                        heard.append(name)
-
-            db[b"ada"] = b"1815"
-            filesystem.at(operation, ".segment", inside)
-            change(db, {b"alan": operation.encode()})
-            db.sync()
-            assert {*heard} <= {"a put", "update"}, "these may go on during an fsync"
-        expected = {b"ada": b"1815", b"alan": b"sync", b"key": b"value"}
-        assert dict(db) == expected
-    assert read(path) == expected
-
-
-# Threads
 
 
 def test_a_delete_takes_no_key_that_says_another_length(path: Path) -> None:
