@@ -24,7 +24,7 @@ ALARM = Breach(Promise.NO_GUESSES, "a crash is taken for damage")
 FOR_EVER = Breach(Promise.ONE_MOMENT, "what an interrupted change left stays for ever")
 
 NEW = b"new"
-WRITTEN_TO: set[tuple[str, int]] = set()  # what recoveries have left, but for torn tails
+WRITTEN_TO: set[tuple[str, int]] = set()  # what recoveries have left behind
 
 
 class Opened(NamedTuple):
@@ -68,7 +68,10 @@ def strays(subject: Subject, image: Image) -> list[str]:
 
 
 def check_writers(subject: Subject, disk: SimulatedDisk, found: Opened) -> None:
-    """Write to a store twice, the second time to a new file, and see what it holds."""
+    """Write to a store twice, the second time to a new file, and see what it holds.
+
+    That is done once with what a recovery leaves, whatever it keeps of a torn tail.
+    """
     contents, torn = found.contents or {}, found.torn
     with subject.open(disk) as db:
         if dict(db) != contents:
