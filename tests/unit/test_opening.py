@@ -174,7 +174,7 @@ def test_openings_that_fail_leave_nothing_open(path: Path) -> None:
         gc.disable()
         try:
             before = len(os.listdir("/dev/fd"))
-            for number in range(5000):
+            for number in range(500):
                 flag: kvstore.Flag = "r" if number % 2 else "w"
                 with pytest.raises(kvstore.CorruptionError):
                     kvstore.open(path, flag, filesystem=NO_SYNC)

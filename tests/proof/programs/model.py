@@ -19,7 +19,7 @@ from operator import itemgetter
 from textwrap import shorten
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -84,6 +84,7 @@ SETTINGS = settings(
     max_examples=16,
     stateful_step_count=40,
     report_multiple_bugs=False,
+    phases={*settings().phases} - {Phase.explain},
     suppress_health_check=list(HealthCheck),
 )
 
