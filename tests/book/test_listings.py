@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,18 @@ def where(listing: Listing) -> str:
     return f"{listing.chapter}, cell {listing.cell}"
 
 
+@cache
+def lines_in(listing: Listing) -> tuple[Path, set[int]]:
+    return lines_of(*listing.names, head=listing.head)
+
+
+@cache
 def introductions() -> dict[Path, dict[int, list[str]]]:
     """For each module and line: the listings that show it for the first time."""
     shown: dict[Path, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for listing in LISTINGS:
         if not listing.again:
-            path, numbers = lines_of(*listing.names, head=listing.head)
+            path, numbers = lines_in(listing)
             for number in numbers:
                 shown[path.resolve()][number].append(where(listing))
     return shown
@@ -61,7 +68,7 @@ def test_every_line_is_introduced_in_exactly_one_place(path: Path) -> None:
 def test_a_listing_is_shown_again_only_after_it_was_shown() -> None:
     shown: dict[Path, set[int]] = defaultdict(set)
     for listing in LISTINGS:
-        path, numbers = lines_of(*listing.names, head=listing.head)
+        path, numbers = lines_in(listing)
         filled = path.read_text(encoding="utf-8").splitlines()
         numbers = {number for number in numbers if filled[number - 1].strip()}
         if listing.again:
@@ -72,7 +79,7 @@ def test_a_listing_is_shown_again_only_after_it_was_shown() -> None:
 
 @pytest.mark.parametrize("listing", LISTINGS, ids=where)
 def test_a_listing_shows_the_lines_that_it_names(listing: Listing) -> None:
-    path, numbers = lines_of(*listing.names, head=listing.head)
+    path, numbers = lines_in(listing)
     lines = path.read_text(encoding="utf-8").splitlines()
     expected = sorted(lines[number - 1].strip() for number in numbers)
     text = show(*listing.names, head=listing.head).source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from itertools import islice
 from pathlib import Path
 from unicodedata import ucd_3_2_0
 
@@ -24,8 +25,8 @@ def names() -> Contents:
 
 
 def check(db: kvstore.Store, expected: Contents, when: str) -> None:
-    """Compare a store with a dict, value by value."""
-    for key, value in expected.items():
+    """Compare a store with a dict: a part of it value by value, and all at once."""
+    for key, value in islice(expected.items(), 0, None, 9):
         assert db[key] == value, f"{when}: {key.decode()!r}"
     assert dict(db) == expected, when
 

@@ -15,11 +15,13 @@ from kvstore.powercut import Image
 from kvstore.simdisk import SimulatedDisk
 from tests.proof.faults import BusyDisk, FullDisk, failing
 from tests.proof.history import Changes, Contents, History, in_words
+from tests.proof.programme import fingerprint_of
 from tests.proof.promises import Breach, Broken, Promise
 from tests.proof.subject import Engine, Flag, Subject, Sync
 
 OLDER = Breach(Promise.NEWEST, "a get sees an older record")
 RECORD = 19  # bytes that most engines need for a record beside its key and value
+FOUND: dict[tuple[str, int], Contents] = {}  # what readers have found on disks
 NO_ERROR = Breach(Promise.NO_GUESSES, "a write that did not fit is no error")
 
 
@@ -135,8 +137,11 @@ class Life:
 
     def contents(self, image: Image) -> Contents:
         """Return what a store on a disk holds, for a reader that changes nothing."""
-        with self.subject.open(SimulatedDisk(image), "r") as db:
-            return dict(db)
+        key = self.subject.name, fingerprint_of(image)
+        if key not in FOUND:
+            with self.subject.open(SimulatedDisk(image), "r") as db:
+                FOUND[key] = dict(db)
+        return FOUND[key]
 
     def hold(
         self, found: Contents, verdict: Callable[[Contents], Breach | None]

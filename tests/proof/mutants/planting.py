@@ -15,6 +15,7 @@ missed. With --json it prints a list for a program to read.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -28,8 +29,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from types import ModuleType
 
-import hypothesis.strategies  # noqa: F401 - once, and not in the process of each bug
 import pytest
+from hypothesis import Phase, settings
 
 from tests.proof.mutants import MUTANTS, ROOT, Mutant
 
@@ -38,7 +39,7 @@ OPTIONS = (
     "--disable-plugin-autoload",
     "--import-mode=importlib",
     "--override-ini=addopts=",
-    "--tb=short",
+    "--tb=native",
     "-pno:cacheprovider",
     f"--config-file={ROOT / 'pyproject.toml'}",
 )
@@ -139,6 +140,9 @@ def in_a_line(bug: Mutant, verdict: Verdict) -> str:
 def main() -> int:
     """Do what the command line asks for."""
     options = arguments()
+    settings.register_profile("bugs", phases=[Phase.generate])  # any failure will do
+    settings.load_profile("bugs")
+    gc.disable()  # the process of a bug is too short for it
     chosen = [bug for bug in MUTANTS if not options.names or bug.name in options.names]
     verdicts = []
     for bug in chosen:

@@ -82,7 +82,7 @@ SETTINGS = settings(
     max_examples=16,
     stateful_step_count=40,
     report_multiple_bugs=False,
-    phases=[Phase.generate, Phase.shrink],
+    phases={*settings().phases} - {Phase.explain},
     suppress_health_check=list(HealthCheck),
 )
 
