@@ -47,20 +47,11 @@ def chdir(trial: Trial) -> None:
     trial.hold(there / "db", THEIRS, OTHERS)
 
 
-def renamed(trial: Trial) -> None:
-    """Give the directory another name, and let others have the old one."""
-    gives_up_its_name(trial, trial.folder / "db", trial.folder / "db")
-
-
-def above(trial: Trial) -> None:
-    """Give the directory above another name, and let others have the old one."""
-    (trial.folder / "above").mkdir()
-    gives_up_its_name(trial, trial.folder / "above" / "db", trial.folder / "above")
-
-
-def gives_up_its_name(trial: Trial, path: Path, renamed: Path) -> None:
-    """Rename a directory, the store's or one above, and let others have the old path."""
-    now = path
+def renamed(trial: Trial, above: str = "") -> None:
+    """Give the directory, or the one above, another name; let others have the old one."""
+    path = now = trial.folder / above / "db"
+    renamed = trial.folder / (above or "db")
+    path.parent.mkdir(exist_ok=True)
 
     def move() -> None:
         nonlocal now

@@ -200,7 +200,6 @@ def collector(trial: Trial) -> None:
     with watched("what comes first"):
         story = told_story(trial)
     threshold = gc.get_threshold()
-    names = itertools.count()
     hung: list[bool] = []
     made: set[bytes] = set()
 
@@ -214,10 +213,7 @@ def collector(trial: Trial) -> None:
         del story.db[key]
         made.discard(key)
 
-    def look() -> None:
-        list(story.db.items())
-
-    def use(what: Callable[[], None]) -> None:
+    def use(what: Callable[[], object]) -> None:
         try:
             if not hung:
                 what()
@@ -226,7 +222,9 @@ def collector(trial: Trial) -> None:
         except Hangs:
             hung.append(True)
 
-    uses = [functools.partial(use, what) for what in (put, delete, look)]
+    names = itertools.count()
+    works = (put, delete, lambda: list(story.db.items()))
+    uses = [functools.partial(use, what) for what in works]
     with watched(f"{outside.name} and the collector", PATIENCE / 2):
         gc.freeze()  # what others have left would only take time
         try:

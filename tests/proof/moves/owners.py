@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import kvstore
 from kvstore.simdisk import SimulatedDisk
@@ -42,8 +43,7 @@ FORKS = 20
 
 def forks(trial: Trial) -> None:
     """Fork again and again while threads write, sync, and rearrange."""
-    path = trial.folder / "db"
-    story = trial.story(path)
+    story = trial.story(trial.folder / "db")
     story.sync = (1e-6, "os")[trial.number % 2]
     story.open()
     idle = [trial.story(trial.folder / f"{number}") for number in range(6)]
@@ -88,11 +88,9 @@ def forks(trial: Trial) -> None:
     trouble = [thread.error or "it hangs" for thread in threads]
     if any(thread.error or thread.is_alive() for thread in threads):
         raise Broken(STOPPED, f"threads of a parent: {trouble}")
-    if trial.strangers_are_let_in(path):
-        raise Broken(LET_IN, "a child has let go of what its parent holds")
-    for each in (story, *idle):
+    goes_on_alone(trial, story, told)
+    for each in idle:
         each.db.close()
-    trial.hold(path, told, LOST)
 
 
 def child_of(trial: Trial, stories: Sequence[Story], number: int) -> str:
@@ -137,10 +135,18 @@ def opens(trial: Trial, story: Story) -> str:
     return ""
 
 
+def goes_on_alone(trial: Trial, story: Story, model: Contents) -> None:
+    """See that a parent holds its store, whatever its children did, and all that it took."""
+    if trial.strangers_are_let_in(Path(story.path)):
+        raise Broken(LET_IN, "a child has let go of what its parent holds")
+    story.db.close()
+    trial.hold(Path(story.path), model, LOST)
+
+
 def same_number(trial: Trial) -> None:
     """Have a child whose process number is that of its parent."""
-    path, number = trial.folder / "db", os.getpid()
-    story = trial.story(path)
+    number = os.getpid()
+    story = trial.story(trial.folder / "db")
     story.open()
     story.change({b"a": b"1"})
 
@@ -156,11 +162,8 @@ def same_number(trial: Trial) -> None:
         os.getpid = getpid
     if said:
         raise Broken(STOPPED, said)
-    if trial.strangers_are_let_in(path):
-        raise Broken(LET_IN, "a child has let go of what its parent holds")
     story.change({b"b": b"2"})
-    story.db.close()
-    trial.hold(path, story.model, LOST)
+    goes_on_alone(trial, story, story.model)
 
 
 def copies(trial: Trial) -> None:

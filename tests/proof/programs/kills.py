@@ -32,27 +32,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn, Self
-from zlib import crc32
 
 import kvstore
-from kvstore.filesystem import FileSystem
-from kvstore.posix import DISK
 from kvstore.simdisk import Operation
 from tests.disks import PATIENCE, FaultyFileSystem, Rule, on_a_disk
 from tests.helpers import Worker
 from tests.proof.faults import codes_on_the_stack
-from tests.proof.history import BACK, INVENTED, Changes, Contents, History, after
+from tests.proof.history import Changes, Contents, History
 from tests.proof.programme import Tally, line
 from tests.proof.promises import Breach, Broken, Promise
 from tests.proof.subject import PATH, Engine, Subject, Sync, Tail
-from tests.proof.surviving import strays
+from tests.proof.surviving import survive
 from tests.proof.workloads import make
 
 NAME = "kills"
@@ -62,19 +59,11 @@ SMALL = (1_000, 4_000, 16_000)
 SWITCH_SECONDS = 0.0001  # threads take turns more often than usual
 
 KEYS = [b"key-%d" % number for number in range(40)]
-ACCOUNTS = [b"account-%d" % number for number in range(4)]
-DEPOSIT = 250
-TOTAL = DEPOSIT * len(ACCOUNTS)
 
-UNUSABLE = Breach(Promise.ONE_MOMENT, "the files are at one moment no store that opens")
-LEFTOVER = Breach(Promise.ONE_MOMENT, "what an interrupted change left stays for ever")
-CHECKED = Breach(Promise.NEWEST, "a key holds what was never written under it")
 NEWEST = Breach(Promise.NEWEST, "a process does not read what it wrote last")
-PICTURE = Breach(Promise.STILL, "another process saw what never was a state")
-WHOLE = Breach(Promise.WHOLE, "a batch is there in part")
+PICTURE = Breach(Promise.STILL, "somebody saw what never was a state, or is none now")
 FORWARD = Breach(Promise.ONLY_THE_END, "another process saw an older state than before")
-DAMAGED = Breach(Promise.NO_GUESSES, "a kill has damaged something")
-TORN = Breach(Promise.NO_GUESSES, "a torn tail: no write was cut off, or it is lost")
+TORN = Breach(Promise.NO_GUESSES, "a torn tail, and no write was cut off")
 ERROR = Breach(Promise.NO_GUESSES, "there is an error where nothing is wrong")
 
 
@@ -91,41 +80,16 @@ def run(subject: Subject, case: str) -> Tally:
     """Kill one writer after the other, and look at what each of them has left."""
     mode, kills, seed = case.split()
     with TemporaryDirectory(prefix="kills-") as directory:
-        path = Path(directory) / PATH
-        whole = line(NAME, subject, case)
-        trial = Trial(subject, whole, path, MODES[mode], int(seed))
-        with Child(trial.look_on, trial.case) as onlooker:
-            for number in range(int(kills)):
-                trial.kill_a_writer(from_outside=number % 2 == 1)
-                trial.compare(onlooker.hear())
+        trial = Trial(subject, Path(directory) / PATH, MODES[mode], int(seed))
+        try:
+            with Child(trial.look_on) as onlooker:
+                for number in range(int(kills)):
+                    trial.kill_a_writer(from_outside=number % 2 == 1)
+                    trial.compare(onlooker.hear())
+        except Broken as error:
+            where = f"kill {trial.tally.often['kills']}, {trial.last_words}"
+            raise error.seen(where, line(NAME, subject, case)) from error.__cause__
     return trial.tally
-
-
-def sealed(key: bytes, serial: int, amount: int, padding: bytes = b"") -> bytes:
-    """Return a value that proves that it was written under this key, and by which change."""
-    text = b"%s %d %d %s" % (key, serial, amount, padding)
-    return text + b" %08x" % crc32(text)
-
-
-def is_sealed(key: bytes, value: bytes) -> bool:
-    """Say whether a value was written under this key, and is what it was."""
-    text, _, checksum = value.rpartition(b" ")
-    return text.startswith(key + b" ") and checksum == b"%08x" % crc32(text)
-
-
-def amount(value: bytes) -> int:
-    return int(value.split(b" ")[2])
-
-
-def flaw(seen: Contents) -> tuple[Breach, str] | None:
-    """Return the promise that broke, and how, as far as that shows without the history."""
-    for key, value in seen.items():
-        if not is_sealed(key, value):
-            return CHECKED, f"{key!r} holds {value[:40]!r}"
-    amounts = [amount(seen[key]) for key in ACCOUNTS if key in seen]
-    if amounts and (len(amounts), sum(amounts)) != (len(ACCOUNTS), TOTAL):
-        return WHOLE, f"the accounts hold {amounts}, and {TOTAL} in all were paid in"
-    return None
 
 
 def differences(found: Contents, expected: Contents) -> str:
@@ -137,40 +101,16 @@ def differences(found: Contents, expected: Contents) -> str:
     return "; ".join(told)
 
 
-def changes(seed: int, contents: Contents, last: int) -> Iterator[Changes]:
-    """Yield the changes after number `last`; `contents` holds each when it is yielded."""
-    chance = random.Random(seed)
-    for number in itertools.count(last + 1):
-        if ACCOUNTS[0] not in contents:
-            change: Changes = {key: sealed(key, number, DEPOSIT) for key in ACCOUNTS}
-        elif chance.random() < 0.2:
-            change = transfer(chance, contents, number)
-        else:
-            change = ordinary(chance, contents, number)
-        now = after(contents, change)
-        contents.clear()
-        contents.update(now)
-        yield change
+def a_change(chance: random.Random, contents: Contents, number: int) -> Changes:
+    """Return a put, a delete or a batch; now and then with a value of several pages.
 
-
-def transfer(chance: random.Random, contents: Contents, number: int) -> Changes:
-    """Return a batch that moves money from one account to another."""
-    payer, payee = chance.sample(ACCOUNTS, 2)
-    price = chance.randrange(1, 100)
-    return {
-        payer: sealed(payer, number, amount(contents[payer]) - price),
-        payee: sealed(payee, number, amount(contents[payee]) + price),
-    }
-
-
-def ordinary(chance: random.Random, contents: Contents, number: int) -> Changes:
-    """Return a put, a delete or a batch; now and then with a value of several pages."""
+    No value comes twice.
+    """
     change: dict[bytes, bytes | None] = {}
-    for key in chance.sample(KEYS, chance.choice((1, 1, 1, 5))):
+    for key in chance.sample(KEYS, chance.choice((1, 1, 1, 2, 5))):
         longest = 3 * mmap.PAGESIZE if chance.random() < 0.02 else 80
-        padding = chance.randbytes(chance.randrange(longest))
-        deletes = key in contents and chance.random() < 0.3
-        change[key] = None if deletes else sealed(key, number, 0, padding)
+        value = b"%s %d %s" % (key, number, chance.randbytes(chance.randrange(longest)))
+        change[key] = None if key in contents and chance.random() < 0.3 else value
     return change
 
 
@@ -186,37 +126,34 @@ REPORT_BYTES = 2_000  # a report that fits a pipe's unit arrives whole or not at
 class Child:
     """A forked process that tells of its work over a pipe. It is gone behind the block."""
 
-    def __init__(self, work: Callable[[int], NoReturn], case: str) -> None:
+    def __init__(self, work: Callable[[int], NoReturn]) -> None:
         receive, send = os.pipe()
-        self._case = case
         self.process = os.fork()
         if self.process == 0:
             os.close(receive)
-            act(work, send, case)
+            act(work, send)
         os.close(send)
         self._pipe = open(receive, "rb", buffering=0)  # noqa: SIM115 - `end` closes it
 
     def hear(self) -> bytes:
-        """Return what the process says next. It is an error if it says no more."""
-        said = self._pipe.read(1 << 17)
-        if not said:
-            raise self._ended(self.end())
-        return without_report(said)
+        """Return what the process says next; nothing if it was killed."""
+        said, reported, report = self._pipe.read(1 << 17).partition(REPORT)
+        if reported:
+            raise pickle.loads(report)
+        if not said and (status := self.end()) != signal.SIGKILL:
+            raise Broken(ERROR, f"a process ended with status {status}")
+        return said
 
     def hear_to_the_end(self, lines: float) -> bytes:
         """Kill the process when it has said so many lines, and return all that it said."""
         said = b""
-        while said.count(b"\n") < lines and (more := self._pipe.read(1 << 17)):
+        while True:
+            if said.count(b"\n") >= lines:
+                os.kill(self.process, signal.SIGKILL)
+            more = self.hear()
+            if not more:
+                return said
             said += more
-        os.kill(self.process, signal.SIGKILL)
-        said = without_report(said + self._pipe.readall())
-        status = self.end()
-        if status != signal.SIGKILL:
-            raise self._ended(status)
-        return said
-
-    def _ended(self, status: int) -> Broken:
-        return Broken(ERROR, f"a process ended with status {status}", self._case)
 
     def end(self) -> int:
         """Kill the process if it lives, and return with which status it ended."""
@@ -232,24 +169,17 @@ class Child:
             self.end()
 
 
-def act(work: Callable[[int], NoReturn], send: int, case: str) -> NoReturn:
+def act(work: Callable[[int], NoReturn], send: int) -> NoReturn:
     """Do a child's work, which ends when it is killed, or report why it failed."""
     try:
         work(send)
     except Broken as error:
         report = error
     except BaseException:  # noqa: BLE001 - whatever it is, the parent raises it
-        report = Broken(ERROR, traceback.format_exc()[-REPORT_BYTES:], case)
+        report = Broken(ERROR, traceback.format_exc()[-REPORT_BYTES:])
     with suppress(BrokenPipeError):  # the parent is gone
         os.write(send, REPORT + pickle.dumps(report))
     os._exit(1)
-
-
-def without_report(said: bytes) -> bytes:
-    said, reported, report = said.partition(REPORT)
-    if reported:
-        raise pickle.loads(report)
-    return said
 
 
 @dataclass
@@ -305,13 +235,13 @@ class Trial:
     """One store, and all that is known of it."""
 
     subject: Subject
-    case: str
     directory: Path
     sync: Sync
     seed: int
     history: History = field(default_factory=History)
     prints: list[int] = field(default_factory=lambda: [print_of({})])  # of all states
     seen: int = 0  # the number of the newest state that the onlooker saw
+    last_words: str = ""  # of the last writer
     torn: Tail | None = None
     tally: Tally = field(default_factory=Tally)
 
@@ -331,12 +261,7 @@ class Trial:
                 seen = {}  # as if empty: later on it would be an older state
             signal.alarm(0)
             disk.forget()
-            self.check(flaw(seen), "an onlooker")
             os.write(send, b"%d\n" % print_of(seen))
-
-    def check(self, problem: tuple[Breach, str] | None, where: str) -> None:
-        if problem is not None:
-            raise Broken(problem[0], f"{where}: {problem[1]}", self.case)
 
     def compare(self, said: bytes) -> None:
         """Find what the onlooker saw in the history, each time where it was or later."""
@@ -345,7 +270,7 @@ class Trial:
             if seen not in self.prints[self.seen :]:
                 breach = FORWARD if seen in self.prints else PICTURE
                 state = f"after state {self.seen} of {len(self.prints) - 1}"
-                raise Broken(breach, state, self.case)
+                raise Broken(breach, state)
             self.seen = self.prints.index(seen, self.seen)
 
     def kill_a_writer(self, *, from_outside: bool) -> None:
@@ -353,18 +278,17 @@ class Trial:
         seed = self.chance.getrandbits(32)
         lines = self.chance.randrange(150) if from_outside else math.inf
         death = None if from_outside else self.draw_a_death()
-        with Child(partial(self.write, seed, death), self.case) as child:
+        with Child(partial(self.write, seed, death)) as child:
             said = child.hear_to_the_end(lines)
-        self.history.done = said.count(b"\n")
-        contents = self.history.states[0].copy()
-        todo = changes(seed, contents, len(self.prints) - 1)
-        for change in itertools.islice(todo, self.history.done + 1):
+        done = said.count(b"\n")
+        for change in itertools.islice(self.changes(seed), done + 1):
             self.history.plan(change)
+        self.history.done = done
         self.tally.count("kills")
         self.tally.count(f"kills in {death.place}*" if death else "kills from outside")
-        self.tally.count("changes acknowledged*", self.history.done)
-        last_words = said.replace(b"\n", b"").decode() or "from outside"
-        self.examine(f"kill {self.tally.often['kills']}, {last_words}")
+        self.tally.count("changes acknowledged*", done)
+        self.last_words = said.replace(b"\n", b"").decode() or "from outside"
+        self.examine()
 
     def draw_a_death(self) -> Death:
         """Return a call to die at; first of all one of those that make the store."""
@@ -374,24 +298,31 @@ class Trial:
         call = self.chance.randrange(1, self.chance.choice((5, 20, 60)))
         return Death(self.subject, where, call, self.chance.random())
 
+    def changes(self, seed: int) -> Iterator[Changes]:
+        """Yield changes of what the store holds, each when the one before is planned."""
+        chance = random.Random(seed)
+        for number in itertools.count(len(self.prints)):
+            yield a_change(chance, self.history.now, number)
+
     def write(self, seed: int, death: Death | None, send: int) -> NoReturn:
         """Open the store and close it, over and over, and make changes between."""
         sys.setswitchinterval(SWITCH_SECONDS)
-        chance, contents = random.Random(seed), self.history.states[0].copy()
-        disk = dawdling(seed)
+        chance, todo, disk = random.Random(seed), self.changes(seed), dawdling(seed)
         if death is not None:
             death.send, disk = send, real_disk(death)
-        todo = changes(seed, contents, len(self.prints) - 1)
+        path = str(self.directory)
         while True:
             signal.alarm(int(PATIENCE))
-            with self.open(disk, self.sync) as db:
-                self.expect(dict(db), contents)
+            with self.subject.open(disk, "c", self.sync, self.small, path) as db:
+                self.look(db)
                 aside = Worker(partial(self.compact_and_read, db))
                 for number in range(chance.randrange(120)):
                     change = next(todo)
+                    self.history.plan(change)
                     make(db, change)
+                    self.history.is_done()
                     os.write(send, b"\n")
-                    self.expect(part(db, change), part(contents, change))
+                    self.get(db, change)
                     if number % 20 == 19:
                         db.sync()
                         aside.done()
@@ -403,84 +334,47 @@ class Trial:
         """Compact and read in a second thread, until the first closes the store."""
         with suppress(kvstore.ClosedError):
             self.subject.rearrange(db, 0.3)
-            self.check(flaw(dict(db.items())), "in a second thread")
-            for key in 5 * KEYS:
-                self.check(flaw(part(db, (key,))), "in a second thread")
+            self.look(db)
+            self.get(db, 5 * KEYS)
 
-    def open(self, disk: FileSystem, sync: Sync) -> Engine:
-        return self.subject.open(disk, "c", sync, self.small, str(self.directory))
+    def look(self, db: Engine) -> None:
+        """See that an iteration finds the last state, or one that came meanwhile."""
+        least = self.history.done
+        found = dict(db.items())
+        if found not in self.history.states[least:]:
+            raise Broken(PICTURE, differences(found, self.history.now))
 
-    def expect(self, found: Contents, expected: Contents) -> None:
-        """Hold what a process reads against what it wrote."""
-        if found != expected:
-            self.check(flaw(found), "in a writer")
-            self.check((NEWEST, differences(found, expected)), "in a writer")
+    def get(self, db: Engine, keys: Iterable[bytes]) -> None:
+        """See that each key holds what it held last, or was given meanwhile."""
+        for key in keys:
+            least = self.history.done
+            value = db.get(key)
+            if all(value != then.get(key) for then in self.history.states[least:]):
+                raise Broken(NEWEST, f"{key!r}: {value!r:.40}")
 
-    def examine(self, where: str) -> None:
-        """Look at what a killed writer left, and now and then go on with it here."""
-        found = self.read(where)
-        self.judge(found, where)
-        number = self.history.states.index(found, self.history.done)
+    def examine(self) -> None:
+        """Look at what a killed writer left; on a copy of it, see that it can go on."""
+        made = self.directory.exists()
+        image = on_a_disk(self.directory).image() if made else {}
+        opened = survive(self.subject, image)
+        self.account_for(opened.torn)
+        found, done = opened.contents or {}, self.history.done
+        breach = self.history.after_a_kill(found)
+        if breach is not None:
+            wrong = differences(found, self.history.states[done])
+            raise Broken(breach, f"{done} changes acknowledged: {wrong}")
+        number = self.history.states.index(found, done)
         self.prints += map(print_of, self.history.states[1 : number + 1])
         self.history.goes_on_from(found)
-        if self.chance.random() < 0.25:
-            self.recover(found, where)
 
-    def read(self, where: str) -> Contents:
-        """Read the store and change nothing."""
-        try:
-            with self.subject.open(DISK, "r", path=str(self.directory)) as db:
-                found, damage = dict(db), self.subject.damage(db)
-                torn = self.subject.torn_tail(db)
-        except kvstore.StoreNotFoundError:
-            return {}
-        except (kvstore.KVStoreError, OSError) as error:
-            raise Broken(UNUSABLE, f"{where}: {error!r}", self.case) from error
-        if damage:
-            raise Broken(DAMAGED, f"{where}: {damage}", self.case)
-        self.account_for(torn, where)
-        return found
-
-    def account_for(self, torn: Tail | None, where: str) -> None:
+    def account_for(self, torn: Tail | None) -> None:
         """Say why a tail is torn: a write was cut off now, or before and not recovered since.
 
         Linux ends a write early when the process is killed, between two pages.
         """
         if torn is not None and torn != self.torn:
             between_pages = (torn.offset + torn.length) % mmap.PAGESIZE == 0
-            if not between_pages and ": write " not in where:
-                raise Broken(TORN, f"{where}: {torn}", self.case)
+            if not between_pages and ": write " not in self.last_words:
+                raise Broken(TORN, f"{torn}")
             self.tally.count("torn tails*")
         self.torn = torn
-
-    def judge(self, found: Contents, where: str) -> None:
-        """Raise `Broken` unless what was found is where the history can have got to."""
-        promise = self.history.after_a_kill(found)
-        if promise is None:
-            return
-        done = self.history.done
-        where = f"{where}, {done} changes acknowledged"
-        self.check(flaw(found), where)
-        if promise == INVENTED:  # yet it proves itself: it is older than this history
-            promise = BACK
-        self.check((promise, differences(found, self.history.states[done])), where)
-
-    def recover(self, found: Contents, where: str) -> None:
-        """Open the store to write, which recovers it, and look whether it is as it was."""
-        torn, self.torn = self.torn, None
-        with self.open(DISK, "os") as db:
-            self.expect(dict(db), found)
-            damage, kept = self.subject.damage(db), self.subject.torn_tail(db)
-            if damage:
-                raise Broken(DAMAGED, f"{where}, recovered: {damage}", self.case)
-            kept_bytes = os.path.getsize(kept.kept_as) if kept and kept.kept_as else 0
-            if kept_bytes != (torn.length if torn else 0):
-                raise Broken(TORN, f"{where}, recovered: {kept}", self.case)
-        if left := strays(self.subject, on_a_disk(self.directory).image()):
-            raise Broken(LEFTOVER, f"{where}, recovered: {left}", self.case)
-
-
-def part(contents: Mapping[bytes, bytes], keys: Iterable[bytes]) -> Contents:
-    """Return what a store, or its model, holds under some keys."""
-    values = ((key, contents.get(key)) for key in keys)
-    return {key: value for key, value in values if value is not None}
