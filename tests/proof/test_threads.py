@@ -20,11 +20,12 @@ from kvstore.simdisk import Operation as Call
 from tests.disks import PATIENCE, FaultyFileSystem, Pause, on_a_disk
 from tests.helpers import Worker, elsewhere
 from tests.proof.engines import ENGINES
-from tests.proof.history import Contents
+from tests.proof.history import Changes, Contents, after
 from tests.proof.programs import threads
 from tests.proof.programs.linearizability import Held, Kind, Operation, misfit
 from tests.proof.share import Share
 from tests.proof.subject import Subject
+from tests.proof.workloads import make
 
 SHARE = Share(threads)
 Work = Callable[[], object]
@@ -96,23 +97,14 @@ class Beside:
         self.db = subject.open(self.disk, small=300, path=self.path)
         self.expected: Contents = {}
         for number in range(60):
-            self.put(b"%d" % (number % 30), b"%d" % number * 10)
-        self.put(b"gone", b"")
-        self.delete(b"gone")  # so what was written last is rearranged too
+            self.change({b"%d" % (number % 30): b"%d" % number * 10})
+        self.change({b"gone": b""})
+        self.change({b"gone": None})  # so what was written last is rearranged too
         self.disk.forget()
 
-    def put(self, key: bytes, value: bytes) -> None:
-        self.db[key] = self.expected[key] = value
-
-    def delete(self, key: bytes) -> None:
-        del self.db[key], self.expected[key]
-
-    def batch(self) -> None:
-        with self.db.batch() as batch:
-            batch[b"2"] = batch[b"new"] = b"batch"
-            del batch[b"5"]
-        self.expected |= {b"2": b"batch", b"new": b"batch"}
-        del self.expected[b"5"]
+    def change(self, changes: Changes) -> None:
+        make(self.db, changes)
+        self.expected = after(self.expected, changes)
 
     def get(self) -> None:
         assert {key: self.db[key] for key in self.expected} == self.expected
@@ -123,17 +115,22 @@ class Beside:
         assert set(self.db) == self.expected.keys()
         assert len(self.db) == len(self.expected)
 
-    def fill_a_file(self) -> None:
-        self.put(b"large", b"x" * 300)
-        self.put(b"next", b"1")
-
     def works(self) -> dict[str, Work]:
+        batch = {b"2": b"batch", b"new": b"batch", b"5": None}
         return {
-            "a put": partial(self.put, b"1", b"meanwhile"),
-            "a delete": partial(self.delete, b"4"),
-            "a batch": self.batch,
+            "a put": partial(self.change, {b"1": b"meanwhile"}),
+            "a delete": partial(self.change, {b"4": None}),
+            "a batch": partial(self.change, batch),
             "a get": self.get,
             "an iteration": self.iterate,
+        }
+
+    def more_works(self) -> dict[str, Work]:
+        fill = partial(self.change, {b"large": b"x" * 300})
+        return {
+            "a sync": self.db.sync,
+            "a full file": fill,
+            "a put in the next": partial(self.change, {b"next": b"1"}),
         }
 
     def meanwhile(self, number: int, works: dict[str, Work]) -> None:
@@ -177,8 +174,8 @@ def test_nothing_waits_for_a_compaction_that_copies_and_no_write_for_one_that_en
     end = max(copied)
     for number in (*range(begin, end, 11), *range(end - 3, len(calls))):
         store = Beside(subject, tmp_path / f"store{number}")
-        more = {"a sync": store.db.sync, "a full file": store.fill_a_file}
-        store.meanwhile(number, store.works() | (more if number <= end else {}))
+        more = store.more_works() if number <= end else {}
+        store.meanwhile(number, store.works() | more)
         store.end()
 
 
@@ -223,7 +220,7 @@ def test_who_is_overtaken_by_a_compaction_looks_again(
     for number in range(1, 21):
         store = Beside(subject, tmp_path / f"store{number}")
         for dead in range(0, 30, 4):
-            store.delete(b"%d" % dead)
+            store.change({b"%d" % dead: None})
         store.db.close()
         store.db = db = subject.open(store.disk, path=store.path)
         overtaken = Overtaken(number, subject.meets, partial(subject.rearrange, db))
