@@ -50,14 +50,11 @@ class Trial:
         self, work: Callable[[], T], *named: type[KVStoreError]
     ) -> T | KVStoreError:
         """Return what a parser returned or raised, if it may raise that."""
-        try:
-            return work()
-        except named as error:
-            return error
-        except Broken:
-            raise
-        except Exception as error:
-            raise self.broken(AS_IT_SAYS, f"{error!r} was raised") from error
+        with self.no_error():
+            try:
+                return work()
+            except named as error:
+                return error
 
     def answer_in_memory(
         self, raw: bytes, work: Callable[[], T], *named: type[KVStoreError]

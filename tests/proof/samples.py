@@ -63,10 +63,6 @@ class Account:
         log = image[layout.tail] if log is None else log
         return Left(image, log, self.contents[layout.tail], self.written, layout)
 
-    def left_before_last(self, name: str, work: Callable[[], object]) -> Left:
-        """Return the store as it is left if the process dies before a call."""
-        return self.left(image_before_last(self.disk, name, work))
-
 
 def text(serial: int, length: int) -> bytes:
     """Return a value that no other serial has."""
@@ -143,13 +139,14 @@ def left_mended(subject: Subject, seed: int) -> Left:
 def left_rotating(call: str, subject: Subject, seed: int) -> Left:
     """Die before the last call of this name of the change to a second file."""
     account = filled(subject, seed)
-    return account.left_before_last(call, partial(account.put, b"dan", 4, 10))
+    rotate = partial(account.put, b"dan", 4, 10)
+    return account.left(image_before_last(account.disk, call, rotate))
 
 
 def left_compacting(call: str, subject: Subject, seed: int) -> Left:
     """Die before the last call of this name of a compaction."""
     account = unsynced(subject, seed)
-    return account.left_before_last(call, account.compact)
+    return account.left(image_before_last(account.disk, call, account.compact))
 
 
 STATES: dict[str, Callable[[Subject, int], Left]] = {

@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -17,15 +17,15 @@ import pytest
 
 import kvstore
 from kvstore.simdisk import Operation as Call
-from kvstore.simdisk import SimulatedDisk
 from tests.disks import PATIENCE, FaultyFileSystem, Pause, on_a_disk
 from tests.helpers import Worker, elsewhere
 from tests.proof.engines import ENGINES
-from tests.proof.history import Contents
+from tests.proof.history import Changes, Contents, after
 from tests.proof.programs import threads
 from tests.proof.programs.linearizability import Held, Kind, Operation, misfit
 from tests.proof.share import Share
 from tests.proof.subject import Subject
+from tests.proof.workloads import make
 
 SHARE = Share(threads)
 Work = Callable[[], object]
@@ -45,59 +45,14 @@ def test_the_book_says_how_many_operations_that_were() -> None:
 # --- the programme -----------------------------------------------------------------------
 
 
-class Watching(threads.Turns):
-    """Turns that remember every function that was called."""
-
-    def __init__(self, seed: str, meets: Iterable[CodeType]) -> None:
-        super().__init__(seed, frozenset(meets))
-        self.called: set[CodeType] = set()
-
-    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
-        self.called.add(frame.f_code)
-        return super()._enter(frame, event, argument)
-
-
-@pytest.fixture(scope="module")
-def watched() -> dict[str, Watching]:
-    """Let threads play on every engine, and remember where they were."""
-    turns = {name: Watching("7", subject.meets) for name, subject in ENGINES.items()}
-    for name, subject in ENGINES.items():
-        for case in ("turns always 7", "turns os 7"):
-            threads.check(threads.scenes(subject, case, turns[name]))
-    return turns
-
-
 @per_engine
-def test_threads_take_every_lock_that_there_is(
-    subject: Subject, watched: dict[str, Watching]
-) -> None:
-    names = [name for _, name in subject.locks(subject.open(SimulatedDisk()))]
-    taken = watched[subject.name].taken
-    assert min(taken[name] for name in names) >= 100, f"hardly ever: {taken}"
-
-
-@per_engine
-def test_threads_meet_everywhere_where_they_are_said_to_meet(
-    subject: Subject, watched: dict[str, Watching]
-) -> None:
-    passed = {code for code, _ in watched[subject.name].visits}
-    missed = sorted(code.co_qualname for code in subject.meets - passed)
-    assert not missed, "no thread came here, or it is the code of something else now"
-
-
-ALONE = {  # the modules with which a thread is alone
-    "log": "damage engine errors filesystem manifest opening posix powercut record recovery "
-    "reports segment simdisk watermark"
-}
-
-
-@per_engine
-def test_they_meet_nowhere_else(subject: Subject, watched: dict[str, Watching]) -> None:
-    meeting = {code.co_filename for code in subject.meets}
-    called = {code.co_filename for code in watched[subject.name].called}
-    files = map(Path, called - meeting)
-    others = {file.stem for file in files if "kvstore" in file.parts}
-    assert others <= set(ALONE[subject.name].split()), "do threads meet here?"
+def test_threads_meet_everywhere_where_they_are_said_to_meet(subject: Subject) -> None:
+    turns = threads.Turns("7", subject.meets)
+    for case in ("turns always 7", "turns os 7"):
+        threads.check(threads.scenes(subject, case, turns))
+    missed = subject.meets - {code for code, _ in turns.visits}
+    names = sorted(code.co_qualname for code in missed)
+    assert not names, "no thread came here, or it is the code of something else now"
 
 
 def test_turns_are_the_same_in_a_second_run() -> None:
@@ -113,27 +68,9 @@ def test_turns_are_the_same_in_a_second_run() -> None:
     assert histories() == histories(), "the seed is meant to say who runs when"
 
 
-def test_every_plot_is_played_and_every_way_to_change_is_used() -> None:
-    plots, kinds = set(), set()
-    for scene in itertools.islice(threads.scenes(LOG, "turns os 2"), 40):
-        threads.check([scene])
-        plots.add(scene.plot)
-        kinds |= {each.kind for w in scene.witnesses for _, each in w.history}
-        assert scene.broken(threads.NEWEST, "").case == "threads log turns os 2"
-    assert plots == set(threads.PLOTS)
-    assert kinds == set(get_args(Kind))
-
-
-def test_who_plays_leaves_the_interpreter_as_it_was() -> None:
-    interval, tracer = sys.getswitchinterval(), sys.gettrace()
-    threads.run(LOG, "free os 1")
-    assert sys.getswitchinterval() == interval, "threads change as often as before"
-    assert sys.gettrace() is tracer
-
-
 def test_threads_that_wait_for_each_other_are_found_without_a_clock() -> None:
     turns = threads.Turns("seed", ())
-    first, second = turns.lock("first"), turns.lock("second")
+    first, second = turns.lock(), turns.lock()
 
     def take(one: threads.TurnLock, other: threads.TurnLock) -> None:
         with one, one:
@@ -160,23 +97,14 @@ class Beside:
         self.db = subject.open(self.disk, small=300, path=self.path)
         self.expected: Contents = {}
         for number in range(60):
-            self.put(b"%d" % (number % 30), b"%d" % number * 10)
-        self.put(b"gone", b"")
-        self.delete(b"gone")  # so what was written last is rearranged too
+            self.change({b"%d" % (number % 30): b"%d" % number * 10})
+        self.change({b"gone": b""})
+        self.change({b"gone": None})  # so what was written last is rearranged too
         self.disk.forget()
 
-    def put(self, key: bytes, value: bytes) -> None:
-        self.db[key] = self.expected[key] = value
-
-    def delete(self, key: bytes) -> None:
-        del self.db[key], self.expected[key]
-
-    def batch(self) -> None:
-        with self.db.batch() as batch:
-            batch[b"2"] = batch[b"new"] = b"batch"
-            del batch[b"5"]
-        self.expected |= {b"2": b"batch", b"new": b"batch"}
-        del self.expected[b"5"]
+    def change(self, changes: Changes) -> None:
+        make(self.db, changes)
+        self.expected = after(self.expected, changes)
 
     def get(self) -> None:
         assert {key: self.db[key] for key in self.expected} == self.expected
@@ -187,17 +115,22 @@ class Beside:
         assert set(self.db) == self.expected.keys()
         assert len(self.db) == len(self.expected)
 
-    def fill_a_file(self) -> None:
-        self.put(b"large", b"x" * 300)
-        self.put(b"next", b"1")
-
     def works(self) -> dict[str, Work]:
+        batch = {b"2": b"batch", b"new": b"batch", b"5": None}
         return {
-            "a put": partial(self.put, b"1", b"meanwhile"),
-            "a delete": partial(self.delete, b"4"),
-            "a batch": self.batch,
+            "a put": partial(self.change, {b"1": b"meanwhile"}),
+            "a delete": partial(self.change, {b"4": None}),
+            "a batch": partial(self.change, batch),
             "a get": self.get,
             "an iteration": self.iterate,
+        }
+
+    def more_works(self) -> dict[str, Work]:
+        fill = partial(self.change, {b"large": b"x" * 300})
+        return {
+            "a sync": self.db.sync,
+            "a full file": fill,
+            "a put in the next": partial(self.change, {b"next": b"1"}),
         }
 
     def meanwhile(self, number: int, works: dict[str, Work]) -> None:
@@ -241,8 +174,8 @@ def test_nothing_waits_for_a_compaction_that_copies_and_no_write_for_one_that_en
     end = max(copied)
     for number in (*range(begin, end, 11), *range(end - 3, len(calls))):
         store = Beside(subject, tmp_path / f"store{number}")
-        more = {"a sync": store.db.sync, "a full file": store.fill_a_file}
-        store.meanwhile(number, store.works() | (more if number <= end else {}))
+        more = store.more_works() if number <= end else {}
+        store.meanwhile(number, store.works() | more)
         store.end()
 
 
@@ -287,7 +220,7 @@ def test_who_is_overtaken_by_a_compaction_looks_again(
     for number in range(1, 21):
         store = Beside(subject, tmp_path / f"store{number}")
         for dead in range(0, 30, 4):
-            store.delete(b"%d" % dead)
+            store.change({b"%d" % dead: None})
         store.db.close()
         store.db = db = subject.open(store.disk, path=store.path)
         overtaken = Overtaken(number, subject.meets, partial(subject.rearrange, db))

@@ -74,11 +74,6 @@ def bits_of(image: Image) -> Iterator[str]:
             yield f"{path} {bit // 8} {bit % 8}"
 
 
-def lengths_of(image: Image) -> Iterator[str]:
-    for path in files(image):
-        yield from (f"{path} {length}" for length in range(len(image[path])))
-
-
 def sectors_of(size: int, image: Image) -> Iterator[str]:
     for path in files(image):
         sectors = range(-(-len(image[path]) // size))
@@ -141,17 +136,11 @@ def kinds_of_sectors(size: int) -> dict[str, Kind]:
 
 KINDS = {
     "bit": Kind(bits_of, flip, "bits flipped", 50),
-    "cut": Kind(lengths_of, cut, "truncations", 10),
+    "cut": Kind(partial(sectors_of, 1), cut, "truncations", 10),
     "gone": Kind(files, without, "files gone"),
     **kinds_of_sectors(512),
     **kinds_of_sectors(64),
 }
-
-
-def foreign(engine: str, name: str) -> Kind:
-    """Return the exchange of files between a store and another with the same history."""
-    other = left_as(engine, name, seed=1).image
-    return Kind(files, lambda ours, p: ours | {p: other[p]}, "files exchanged")
 
 
 MIXTURES = 40  # of each store made by chance
@@ -194,8 +183,9 @@ def several(image: Image, *words: str) -> Image:
 
 
 def kind_named(subject: Subject, kind: str, name: str) -> Kind:
-    if kind == "foreign":
-        return foreign(subject.name, name)
+    if kind == "foreign":  # files of another store with the same history
+        other = left_as(subject.name, name, seed=1).image
+        return Kind(files, lambda ours, p: ours | {p: other[p]}, "files exchanged")
     if kind == "several":
         places = partial(several_by_chance, subject, name)
         return Kind(places, several, "mixtures of damage")

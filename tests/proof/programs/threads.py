@@ -2,9 +2,8 @@
 
 - Rivals put, delete, pop, set defaults of and batch the same few keys, and read them.
 - Readers only read.
-- Diarists have keys of their own. What these hold after each change is known, so a picture
-  of the store has to show one of these states, whole.
-- Bankers move money between accounts, with one batch for each transfer.
+- Bankers move money between accounts, with one batch for each transfer. So a picture of the
+  store has to show all the money.
 - Photographers iterate, or open the store read-only beside the writer.
 - One thread compacts, and one syncs and checks, as long as the others go on.
 
@@ -40,9 +39,8 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -52,7 +50,7 @@ from kvstore.simdisk import SimulatedDisk, no_fault
 from tests.disks import PATIENCE
 from tests.helpers import Worker
 from tests.proof.faults import FullDisk
-from tests.proof.history import Changes, Contents, after
+from tests.proof.history import Changes
 from tests.proof.programme import Tally, line
 from tests.proof.programs.linearizability import Kind, Operation, misfit
 from tests.proof.promises import Breach, Broken, Promise
@@ -64,8 +62,7 @@ KINDS = ("turns os", "turns always", "free os", "free always", "free often")
 SYNCS: dict[str, Sync] = {"os": "os", "always": "always", "often": 0.001}  # in seconds
 
 CONTESTED = [b"contested %d" % number for number in range(3)]
-ACCOUNTS = [b"account %d" % number for number in range(3)]
-DIARIES = [[b"diary %d, %d" % (n, m) for m in range(3)] for n in range(2)]
+ACCOUNTS = [b"account %d" % number for number in range(9)]
 DEPOSIT = 100
 A_READER_BESIDE = "a reader beside the writer"
 
@@ -103,7 +100,7 @@ class Deadlock(Exception):
 class Free:
     """The machine decides, and may change its mind after a microsecond, not after 5,000."""
 
-    def lock(self, _: str) -> AbstractContextManager[object]:
+    def lock(self) -> AbstractContextManager[object]:
         """Return a lock for these threads, which one may take again that has it."""
         return threading.RLock()
 
@@ -138,16 +135,14 @@ class Turns:
     def __init__(self, seed: str, meets: Collection[CodeType]) -> None:
         self.now = Player("the thread that began")
         self.visits: Counter[tuple[CodeType, int]] = Counter()  # of each line
-        self.taken: Counter[str] = Counter()  # how often each lock
         self._meets = meets  # others have what they work on to themselves
         self._chance = random.Random(seed)
         self._players: list[Player] = []  # in their order
         self._plays = 0
         self._deadlock = ""
 
-    def lock(self, name: str) -> TurnLock:
-        """Return a lock for these threads."""
-        return TurnLock(self, name)
+    def lock(self) -> TurnLock:
+        return TurnLock(self)
 
     def run(self, works: Mapping[str, Work]) -> None:
         self._plays += 1
@@ -230,9 +225,9 @@ class Player:
 class TurnLock:
     """A lock for threads that take turns: who waits for it lets the others run."""
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: Turns) -> None:
         self.holder: Player | None = None
-        self._turns, self._name, self._times = turns, name, 0
+        self._turns, self._times = turns, 0
 
     def acquire(self) -> None:
         player = self._turns.now
@@ -242,7 +237,6 @@ class TurnLock:
         player.wants = None
         self.holder = player
         self._times += 1
-        self._turns.taken[self._name] += 1
 
     def release(self) -> None:
         self._times -= 1
@@ -280,20 +274,18 @@ class Witness:
         """Note what a call says of some keys: if it is closed meanwhile, as pending."""
         self.asked += 1
         told: dict[bytes, Told] = {}
-        invoked = next(self._clock)
+        invoked, returned = next(self._clock), math.inf
         try:
             yield told
-        except kvstore.ClosedError:
-            self._note(told, invoked, math.inf, given)
+            returned = next(self._clock)
+        except Exception as error:
+            if not isinstance(error, kvstore.ClosedError):
+                told.clear()
             raise
-        self._note(told, invoked, next(self._clock), given)
-
-    def _note(
-        self, told: Mapping[bytes, Told], at: int, returned: float, given: bytes | None
-    ) -> None:
-        for key, (kind, value) in told.items():
-            operation = Operation(kind, value, at, returned, given)
-            self.history.append((key, operation))
+        finally:
+            for key, (kind, value) in told.items():
+                operation = Operation(kind, value, invoked, returned, given)
+                self.history.append((key, operation))
 
     def ask(self, kind: Kind, key: bytes, given: bytes | None = None) -> Any:
         return self._ask(kind, key, partial(CALLS[kind], self._db, key, given), given)
@@ -361,37 +353,15 @@ def deleted(target: kvstore.Store | kvstore.Batch, key: bytes) -> bool:
     return False
 
 
-@dataclass
-class Diary:
-    """Keys that one thread alone writes, and what they held after each of its changes."""
-
-    keys: Sequence[bytes]
-    states: list[Contents] = field(default_factory=lambda: [{}])
-    done: int = 0  # changes that have returned
-
-    def change(self, witness: Witness, changes: Changes) -> None:
-        """Note the state to come, and then make the changes that lead to it."""
-        before = self.states[-1]
-        self.states.append(after(before, changes))
-        try:
-            witness.change(changes)
-        except OSError:
-            self.states.append(before)
-            self.done += 2
-            raise
-        self.done += 1
-
-
 class Picture(NamedTuple):
     """What an iteration showed, and what is known of the moment when it began."""
 
-    breach: Breach
     way: str
     shown: Shown
     length: int  # that of the store, asked while the iteration began
     invoked: int
     returned: int
-    windows: Sequence[range]  # which states of each diary there can have been meanwhile
+    alone: bool  # whether all the other threads were done
 
     @property
     def keys_alone(self) -> bool:
@@ -445,18 +415,15 @@ class Scene:
         self.db = subject.open(self.disk, sync=SYNCS[sync], small=small)
         if isinstance(schedule, Turns):
             for owner, name in subject.locks(self.db):
-                setattr(owner, name, schedule.lock(name))
-        self._bank = schedule.lock("bank")
+                setattr(owner, name, schedule.lock())
+        self._bank = schedule.lock()
         self._clock = itertools.count()
         self._unfinished: set[str] = set()
         self._is_closed = False
         self.witnesses: list[Witness] = []
         self.pictures: list[Picture] = []
-        in_order = self.plot != "scramble"
-        self.diaries = [Diary(keys) for keys in DIARIES if in_order]
-        self.accounts = ACCOUNTS if in_order else []
-        own = itertools.chain(*(diary.keys for diary in self.diaries))
-        self.keys = [*CONTESTED, *self.accounts, *own]
+        self.accounts = [] if self.plot == "scramble" else ACCOUNTS
+        self.keys = [*CONTESTED, *self.accounts]
 
     def _chance(self, name: str) -> random.Random:
         return random.Random(f"{self._seed} {name}")
@@ -472,11 +439,9 @@ class Scene:
     def prepare(self) -> None:
         """Fill the store, some keys twice, so that there is something to compact at once."""
         chance, witness = self._chance("before"), self._witness()
-        witness.change(dict.fromkeys(self.accounts, money(DEPOSIT)))
         for serial in range(3):
-            witness.change(draw(chance, CONTESTED, (), f"before, {serial}"))
-            for diary in self.diaries:
-                diary.change(witness, draw(chance, diary.keys, (), f"before, {serial}"))
+            witness.change(dict.fromkeys(self.accounts, money(DEPOSIT)))
+            witness.change(draw(chance, (), f"before, {serial}"))
         if self.plot == "shortage":
             space = self._chance("space").randrange(200 * self._cast.changes)
             self.disk.fault = FullDisk(self.disk, space)
@@ -510,16 +475,15 @@ class Scene:
             self._unfinished.discard(job.name)
 
     def _tasks(self) -> Iterator[Job]:
-        for number in range(len(DIARIES)):
+        for number in range(2):
             yield Job(f"rival {number}", NEWEST, self._be_a_rival)
             yield Job(f"reader {number}", NEWEST, self._read)
             yield Job(f"photographer {number}", STILL, self._take_pictures)
-        for number, diary in enumerate(self.diaries):
-            yield Job(f"diarist {number}", NEWEST, partial(self._keep, diary))
-            yield Job(f"banker {number}", WHOLE, self._move_money)
-        if self.plot == "scramble":
-            for number in range(4):
+        for number in range(4):
+            if self.plot == "scramble":
                 yield Job(f"robber {number}", NEWEST, self._be_a_rival)
+            else:
+                yield Job(f"banker {number}", WHOLE, self._move_money)
 
     @contextmanager
     def _space(self) -> Iterator[None]:
@@ -535,7 +499,7 @@ class Scene:
         ways = ["change", "change", "pop", "setdefault"]
         ways += ["popitem", "popitem", "clear"] if name.startswith("robber") else []
         for serial in range(self._cast.changes):
-            changes = draw(chance, CONTESTED, CONTESTED, f"{name}, {serial}")
+            changes = draw(chance, CONTESTED, f"{name}, {serial}")
             way, key = chance.choice(ways), chance.choice(CONTESTED)
             with self._space():
                 if way == "change":
@@ -554,13 +518,6 @@ class Scene:
         for _ in range(self._cast.reads):
             kind: Kind = chance.choice(("get", "get", "in"))
             witness.ask(kind, chance.choice(self.keys))
-
-    def _keep(self, diary: Diary, name: str) -> None:
-        chance, witness = self._chance(name), self._witness()
-        for serial in range(self._cast.changes):
-            changes = draw(chance, diary.keys, diary.states[-1], f"{name}, {serial}")
-            with self._space():
-                diary.change(witness, changes)
 
     def _move_money(self, name: str) -> None:
         chance, witness = self._chance(name), self._witness()
@@ -581,7 +538,7 @@ class Scene:
         chance = self._chance(name)
         for _ in range(self._cast.pictures):
             way = chance.choice(list(ways))
-            self._take_picture(STILL, f"{way}, by {name}", ways[way])
+            self._take_picture(f"{way}, by {name}", ways[way])
 
     def _items(self) -> Iterator[tuple[bytes, bytes]]:
         return iter(self.db.items())
@@ -590,16 +547,12 @@ class Scene:
         with self.subject.open(self.disk, "r") as db:
             return iter(db.items())
 
-    def _take_picture(self, breach: Breach, way: str, look: Look) -> None:
+    def _take_picture(self, way: str, look: Look, *, alone: bool = False) -> None:
         """Begin an iteration, note what it may see, and only then read to its end."""
-        done = [diary.done for diary in self.diaries]
         invoked = next(self._clock)
         iterator, length = look(), len(self.db)
         returned = next(self._clock)
-        begun = [len(diary.states) for diary in self.diaries]
-        windows = list(map(range, done, begun))
-        shown = dict(iterator)
-        picture = Picture(breach, way, shown, length, invoked, returned, windows)
+        picture = Picture(way, dict(iterator), length, invoked, returned, alone)
         self.pictures.append(picture)
 
     def _compact(self, name: str) -> None:
@@ -644,22 +597,20 @@ class Scene:
         """Take the last pictures, of the store as it is and as its files have it."""
         self.disk.fault = no_fault
         if not self._is_closed:
-            self._take_picture(NEWEST, "the store at the end", self._items)
+            self._take_picture("the store at the end", self._items, alone=True)
             self._verify()
         self._is_closed = False
         self.db.close()
         self.db = self.subject.open(self.disk)
-        self._take_picture(SAFE, "the store opened again", self._items)
+        self._take_picture("the store opened again", self._items, alone=True)
         self._verify()
         self.db.close()
 
 
-def draw(
-    chance: random.Random, keys: Sequence[bytes], there: Collection[bytes], name: str
-) -> Changes:
+def draw(chance: random.Random, there: Collection[bytes], name: str) -> Changes:
     """Draw changes of one key or more: a delete of some that are there, or a new value."""
     changes: dict[bytes, bytes | None] = {}
-    for key in chance.sample(keys, chance.choice((1, 1, 2, 3))):
+    for key in chance.sample(CONTESTED, chance.choice((1, 1, 2, 3))):
         value = f"{name}, {key.decode()}".encode() + b"." * chance.randrange(40)
         changes[key] = None if key in there and chance.random() < 0.4 else value
     return changes
@@ -679,48 +630,24 @@ def money(balance: int) -> bytes | None:
 
 
 def check_picture(scene: Scene, picture: Picture) -> None:
-    """Raise unless a picture shows what the store held at one moment."""
+    """Raise if a picture shows strange keys or not all the money, or the length is wrong."""
     strangers = picture.shown.keys() - set(scene.keys)
     if strangers:
         state = f"{picture.way} shows keys that nobody put: {strangers}"
-        raise scene.broken(picture.breach, state)
-    if not picture.keys_alone:
-        check_bank(scene, picture)
-    for diary, window in zip(scene.diaries, picture.windows, strict=True):
-        check_diary(scene, picture, diary, window)
-    check_length(scene, picture)
-
-
-def check_bank(scene: Scene, picture: Picture) -> None:
-    """Raise unless a picture has all the money."""
-    accounts = {key: int(picture.shown.get(key, b"0")) for key in scene.accounts}
-    total, paid_in = sum(accounts.values()), DEPOSIT * len(accounts)
-    if total != paid_in:
+        raise scene.broken(NEWEST, state)
+    accounts = {key: picture.shown.get(key, b"0") for key in scene.accounts}
+    total, paid_in = sum(map(int, accounts.values())), DEPOSIT * len(accounts)
+    if not picture.keys_alone and total != paid_in:
         state = f"{picture.way} finds {total} and not {paid_in} in all: {accounts}"
         raise scene.broken(WHOLE, state)
-
-
-def check_diary(scene: Scene, picture: Picture, diary: Diary, window: range) -> None:
-    """Raise unless a picture shows a diary in one of the states that it had meanwhile."""
-    shown = {k: v for k, v in picture.shown.items() if k in diary.keys}
-    possible = [diary.states[number] for number in window]
-    if picture.keys_alone:
-        seen = shown.keys() in [state.keys() for state in possible]
-    else:
-        seen = shown in possible
-    if not seen:
-        state = f"{picture.way} shows {shown}, and the states meanwhile were {possible}"
-        raise scene.broken(picture.breach, state)
-
-
-def check_length(scene: Scene, picture: Picture) -> None:
-    """Raise unless a length is possible. One account at least is never empty."""
-    least = bool(scene.accounts) + sum(
-        min(len(diary.states[number]) for number in window)
-        for diary, window in zip(scene.diaries, picture.windows, strict=True)
-    )
-    if not least <= picture.length <= len(scene.keys):
-        state = f"{picture.length} keys, and {least} to {len(scene.keys)} are possible"
+    least, most = (
+        min(1, len(accounts)),
+        len(scene.keys),
+    )  # one account at least is never empty
+    if picture.alone:
+        least = most = len(picture.shown)
+    if not least <= picture.length <= most:
+        state = f"{picture.length} keys, and {least} to {most} are possible"
         raise scene.broken(NEWEST, f"the store says that it has {state}")
 
 
