@@ -89,6 +89,11 @@ def first_time_at(place: Point) -> Watch:
     return watch
 
 
+def nowhere(_: Point) -> bool:
+    """Have no signal come. Nothing is traced then."""
+    return False
+
+
 class Signals:
     """Lets signals come while the engine works, where `watch` says so."""
 
@@ -107,7 +112,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._before = signal.signal(SIGNAL, self.deliver)
-        sys.settrace(self._enter)
+        if self._watch is not nowhere:
+            sys.settrace(self._enter)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,7 +125,8 @@ class Signals:
         self.delivered.append(
             "" if frame is None else f"{frame.f_code.co_qualname}+{frame.f_lasti}"
         )
-        sys.settrace(self._enter)  # what is traced already goes on being traced
+        if self._watch is not nowhere:
+            sys.settrace(self._enter)  # what is traced already goes on being traced
         if self._action is None:
             raise Interrupted
         self._action()

@@ -7,6 +7,7 @@ once          one signal, at each point in turn
 twice         a second one while the first is being dealt with
 at-a-call     one signal inside each call to the disk
 with-an-error one signal while the error of a call that fails (EIO) is on its way
+timer         a signal of a timer, whenever that comes
 ============= ===============================================================================
 
 An operation that was interrupted happened or did not. The store shows what a reader of its files
@@ -26,10 +27,12 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import kvstore
@@ -40,7 +43,7 @@ from tests.disks import CHANGES, NO_SYNC, on_a_disk
 from tests.proof.engines import ENGINES
 from tests.proof.faults import system_error
 from tests.proof.history import Changes, Contents, History, after, in_words
-from tests.proof.moves.story import ERRORS, watched
+from tests.proof.moves.story import ERRORS, PATIENCE, watched
 from tests.proof.programme import Tally, fingerprint, line
 from tests.proof.promises import Breach, Broken, Promise
 from tests.proof.signals import (
@@ -50,15 +53,17 @@ from tests.proof.signals import (
     Signals,
     Watch,
     first_time_at,
+    nowhere,
 )
 from tests.proof.subject import MODES, PATH, Engine, Flag, Subject
 from tests.proof.workloads import make
 
 NAME = "interruptions"
 NEEDS = frozenset({Promise.ONLY_THE_END, Promise.SAFE})
-MANNERS = ("once", "twice", "at-a-call", "with-an-error")
+MANNERS = ("once", "twice", "at-a-call", "with-an-error", "timer")
 REAL_FILES = "files"
-ON_REAL_FILES = ("once", "twice")
+ON_REAL_FILES = ("once", "twice", "timer")
+TIMES = 20  # that a timer interrupts in one case
 OUTCOMES = 4  # of each power cut
 SMALL = 120
 
@@ -139,10 +144,11 @@ MORE: dict[str, tuple[str, ...]] = {
     "always once": ("put", "rotate", "batch", "pop"),
     "always with-an-error": ("put", "rotate", "batch", "pop"),
     "interval once": ("rotate", "close", "open"),
+    f"{REAL_FILES} once": ("rotate", "batch", "rearrange", "close", "found", "open"),
     "os twice": ("put", "rotate", "batch", "rearrange", "sync", "close", "recover"),
     f"{REAL_FILES} twice": ("close",),
 }
-OFTEN = ("os once", "os at-a-call", "os with-an-error", f"{REAL_FILES} once")
+OFTEN = ("os once", "os at-a-call", "os with-an-error", f"{REAL_FILES} timer")
 
 
 def cases(_: Subject) -> list[str]:
@@ -155,7 +161,7 @@ def another(_: Subject, seed: int) -> str:
     """Return a case, and a seed for what chance decides in it."""
     chance = random.Random(seed)
     mode = chance.choice((*MODES, REAL_FILES))
-    manner = chance.choice(ON_REAL_FILES if mode == REAL_FILES else MANNERS)
+    manner = chance.choice(ON_REAL_FILES if mode == REAL_FILES else MANNERS[:-1])
     return f"{chance.choice(list(DEEDS))}:{seed} {mode} {manner}"
 
 
@@ -297,6 +303,23 @@ class Trial:
 
     # --- the interrupt ---------------------------------------------------------------------
 
+    @contextmanager
+    def alarm(self, signals: Signals, longest: float) -> Iterator[None]:
+        """Have a timer interrupt the block. Whatever rings after that tells of a hang."""
+
+        def ring(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGALRM, before)
+            signals.deliver(number, frame)
+
+        delay = 1e-6 + self.chance.random() * longest
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, delay, PATIENCE)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            signal.signal(signal.SIGALRM, before)
+
     def points(self) -> Sequence[Any]:
         """Do the deed undisturbed; return where a signal, or a call that fails, may come."""
         seen: dict[Point, int] = {}
@@ -316,11 +339,15 @@ class Trial:
             return False
 
         self.strike(note)
-        with Signals(watch):
+        began = time.perf_counter()
+        with Signals(nowhere if self.manner == "timer" else watch):
             self.deed.act(self)
+        seconds = time.perf_counter() - began
         self.strike(no_fault)
         if not self.deed.ends:
             self.db.close()
+        if self.manner == "timer":
+            return [seconds] * TIMES
         return calls if self.manner in ("at-a-call", "with-an-error") else list(seen)
 
     def strike(self, fault: Callable[[Operation], int | None]) -> None:
@@ -340,12 +367,10 @@ class Trial:
         watches: dict[str, Watch] = {
             "once": at_the_point,
             "twice": twice,
-            "at-a-call": lambda _: False,
             "with-an-error": lambda _: next(more) == 0,
         }
-        signals = Signals(
-            watches[self.manner], on_errors=self.manner == "with-an-error"
-        )
+        watch = watches.get(self.manner, nowhere)
+        signals = Signals(watch, on_errors=self.manner == "with-an-error")
         if self.manner in ("at-a-call", "with-an-error"):
             numbers = itertools.count(1)
 
@@ -363,7 +388,8 @@ class Trial:
         signals = self.signals(point)
         self.doing = "while it runs"
         try:
-            with signals:
+            is_timed = self.manner == "timer"
+            with signals, self.alarm(signals, point) if is_timed else nullcontext():
                 try:
                     self.deed.act(self)
                 finally:
