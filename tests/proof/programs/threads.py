@@ -33,6 +33,7 @@ the first one that can runs, and at a few moments it becomes the last.
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import math
 import random
@@ -150,8 +151,12 @@ class Turns:
         self._players = self._chance.sample(players, len(players))
         plays = {p.name: partial(self._play, p, works[p.name]) for p in players}
         workers = {name: Worker(play) for name, play in plays.items()}
-        self._pass_on()
-        finish(workers)
+        gc.disable()  # or a finalizer that it calls would take a turn inside `_pass_on`
+        try:
+            self._pass_on()
+            finish(workers)
+        finally:
+            gc.enable()
 
     def _play(self, player: Player, work: Work) -> None:
         """Run one thread, from its first turn to the end of its last."""
