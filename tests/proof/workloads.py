@@ -44,6 +44,7 @@ class Life:
         self.sync_mode = sync
         self.chance = chance
         self.history = history or History()
+        self.dead: list[Engine] = []  # of processes that ended; nobody lets go there
 
     def open(self, flag: Flag = "c") -> None:
         """Open the store. What an open accepts is on the disk when it returns."""
@@ -112,6 +113,7 @@ class Life:
 
     def kill(self) -> None:
         """End the process; the machine goes on."""
+        self.dead.append(self.db)
         self.disk.end_process()
 
     def lose_power(self, everything: bool = False) -> None:

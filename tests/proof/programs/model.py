@@ -461,9 +461,9 @@ class StoreAndDict(RuleBasedStateMachine):
                 self.tally.count("calls from inside of the model*")
                 with keeps(FROM_INSIDE):
                     held = self.look_inside(f"inside {operation}", states)
-                if held == before:
+                if held == before and what != "sync":
                     self.becomes(INSIDE)
-                elif held is not None:
+                elif held is not None:  # in a sync: that is for what came before it
                     late.append(INSIDE)
 
         with failing(self.disk, look):
