@@ -331,6 +331,21 @@ def in_a_fork(work: Callable[[], str]) -> str:
     return answer
 
 
+def run(*command: object, folder: Path) -> str:
+    """Run a command that has to succeed; return what it says."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 class Process:
     """Another Python process that runs some code, with package and tests to import."""
 

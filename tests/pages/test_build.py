@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run
 
 # Attributes that make a browser fetch something when the page opens. A link that a reader may
 # click (<a href>) is not among them, nor a <link> that only says what a page is about.
@@ -77,17 +76,9 @@ class Page(HTMLParser):
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the built book."""
     target = tmp_path_factory.mktemp("book")
-    jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
-    options = ["-W", "-n", "--keep-going", "--path-output", str(target)]
-    built = subprocess.run(
-        [jupyter_book, "build", *options, str(ROOT)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stdout
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    options = ["-W", "-n", "--keep-going", "--path-output", target]
+    run(jupyter_book, "build", *options, ROOT, folder=ROOT)
     return target / "_build" / "html"
 
 
